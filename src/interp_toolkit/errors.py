@@ -1,0 +1,85 @@
+"""The errors of this library, one tree.
+
+```
+InterpError                       everything raised here on purpose
+├── ModelLoadError                a model or tokenizer could not be loaded
+├── UnsupportedModelError         not a causal language model this library can look into
+├── SiteError                     something is wrong with the name of a site
+│   ├── UnknownSiteError          no such site: the nearest names are shown
+│   └── UnavailableSiteError      the site has no meaning in this model, or failed its verification
+├── PositionError                 a position outside the prompt, or a substring that is not in it
+├── EditError                     an edit with a wrong shape, or one that never fired
+├── RunError                      a run that cannot be done as asked
+├── TokenError                    a text that is not the tokens one would expect
+│   └── AlignmentError            two prompts that do not line up
+└── FileFormatError               a saved file that is not what it says
+```
+
+A message says what was asked, what was found and what would work.
+"""
+
+from __future__ import annotations
+
+
+class InterpError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ModelLoadError(InterpError, OSError):
+    """A model or a tokenizer could not be loaded."""
+
+
+class UnsupportedModelError(InterpError, TypeError):
+    """The object is not a causal language model that this library can look into."""
+
+
+class SiteError(InterpError, ValueError):
+    """Something is wrong with a site."""
+
+
+class UnknownSiteError(SiteError):
+    """There is no site of that name; the message shows the nearest ones."""
+
+
+class UnavailableSiteError(SiteError):
+    """The site has no meaning in this model, or failed its verification there."""
+
+
+class PositionError(InterpError, ValueError):
+    """A position that is not in the prompt."""
+
+
+class EditError(InterpError, ValueError):
+    """An edit with a wrong shape or value, or one that never fired."""
+
+
+class RunError(InterpError, RuntimeError):
+    """A run that cannot be done as asked."""
+
+
+class TokenError(InterpError, ValueError):
+    """A text that is not the tokens one would expect."""
+
+
+class AlignmentError(TokenError):
+    """Two prompts whose tokens do not line up."""
+
+
+class FileFormatError(InterpError, ValueError):
+    """A file that cannot be read as what it claims to be."""
+
+
+__all__ = [
+    "AlignmentError",
+    "EditError",
+    "FileFormatError",
+    "InterpError",
+    "ModelLoadError",
+    "PositionError",
+    "RunError",
+    "SiteError",
+    "TokenError",
+    "UnavailableSiteError",
+    "UnknownSiteError",
+    "UnsupportedModelError",
+]

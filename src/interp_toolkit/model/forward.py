@@ -1,0 +1,81 @@
+"""One forward pass under a session: what a model is called with, and how it may end early."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp_toolkit.errors import RunError
+from interp_toolkit.model.session import Session, StopForward, Wish
+from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.wiring import Wiring
+
+
+def execute(wiring: Wiring, tokens: Tokens, wish: Wish) -> tuple[Session, Any]:
+    """Do one forward pass; the output is None if it stopped early."""
+    base = wiring.base
+    if base.training:
+        warnings.warn(
+            "the model is in training mode: dropout makes readings random and not add up; call model.eval()", stacklevel=3
+        )
+    wish.stop = wish.stop and not _offloaded(wiring)
+    session = Session(wiring, wish)
+    context = nullcontext() if wish.grad else torch.no_grad()
+    try:
+        with session, context:
+            return session, wiring.model(**model_inputs(wiring, tokens))
+    except StopForward:
+        return session, None
+
+
+def model_inputs(wiring: Wiring, tokens: Tokens) -> dict[str, Any]:
+    """The arguments of a forward pass, as far as the model takes them.
+
+    Padded prompts get position ids that start at each prompt's first token, so that padding does not shift them.
+
+    Raises:
+        RunError: when prompts are padded and the model cannot be told.
+    """
+    accepts = wiring.accepts
+    device = _input_device(wiring.base)
+    ids, mask = tokens.ids.to(device), tokens.mask.to(device)
+    name = "input_ids" if accepts & {"input_ids", "kwargs"} else _first_parameter(wiring.base)
+    inputs: dict[str, Any] = {name: ids}
+    if "use_cache" in accepts:
+        inputs["use_cache"] = False
+    if not tokens.padded:
+        return inputs
+    if "attention_mask" not in accepts:
+        raise RunError(f"{wiring.layout.model_type} takes no attention mask, so prompts of different lengths need one run each")
+    side = "left" if bool((tokens.mask[:, 0] == 0).any()) else "right"
+    reason = wiring.padding.get(side)
+    if reason is not None:
+        raise RunError(f"prompts padded on the {side} give wrong results in this {wiring.layout.model_type} model: {reason}")
+    inputs["attention_mask"] = mask
+    if "position_ids" in accepts:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return inputs
+
+
+def _input_device(base: nn.Module) -> torch.device:
+    embeddings = getattr(base, "get_input_embeddings", None)
+    module = base if embeddings is None else embeddings()
+    return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _first_parameter(base: nn.Module) -> str:
+    return next(name for name in inspect.signature(type(base).forward).parameters if name != "self")
+
+
+def _offloaded(wiring: Wiring) -> bool:
+    """Whether weights are moved in and out by hooks that an early stop would leave half-way."""
+    places = getattr(wiring.base, "hf_device_map", None) or {}
+    return any(str(place) in ("cpu", "disk") for place in places.values()) and len(set(places.values())) > 1
+
+
+__all__ = ["execute", "model_inputs"]

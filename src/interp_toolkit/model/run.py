@@ -1,0 +1,367 @@
+"""Runs: a forward pass with readings and edits. Everything else in this library is made of these.
+
+`run` does one forward pass; `editing` keeps readings and edits live while the caller uses the model, for instance in
+`model.generate`. Both leave the model exactly as they found it, also after an exception or an interrupt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp_toolkit.errors import EditError, RunError, UnknownSiteError
+from interp_toolkit.model.edits import Edit
+from interp_toolkit.model.forward import execute
+from interp_toolkit.model.layout import Layout
+from interp_toolkit.model.positions import PerRow, Positions, PositionsLike, positions
+from interp_toolkit.model.session import Key, Session, Wish, logits_of
+from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
+from interp_toolkit.model.tokens import Inputs, Tokens, encode, tokenizer_for
+from interp_toolkit.model.verify import verified
+from interp_toolkit.model.wiring import Wiring
+
+SitesLike = str | Site | Sequence[str | Site]
+"""One site or several; a component without a layer (`"resid_post"`) means every layer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run(Mapping[Site, Tensor]):
+    """What a run returns.
+
+    Attributes:
+        readings: each site read, in the order of the forward pass.
+        logits: the logits at the asked positions, `[batch, pos, vocab]`, or None.
+        tokens: what was run.
+    """
+
+    readings: dict[Site, Tensor]
+    logits: Float[Tensor, "batch pos vocab"] | None
+    tokens: Tokens
+
+    def __getitem__(self, site: Site | str) -> Tensor:
+        """A reading, by site or by name; a head or neuron is cut out of its site.
+
+        Raises:
+            UnknownSiteError: when the site was not read; the message shows those that were.
+        """
+        asked = Site.parse(site)
+        if asked in self.readings:
+            return self.readings[asked]
+        whole = self.readings.get(asked.whole)
+        dim = asked.kind.index_dim
+        if whole is None or asked.index is None or dim is None:
+            raise UnknownSiteError(f"{asked} was not read; this run has {', '.join(map(str, self.readings)) or 'nothing'}")
+        return whole.select(dim, asked.index)
+
+    def __iter__(self) -> Iterator[Site]:
+        """The sites that were read."""
+        return iter(self.readings)
+
+    def __len__(self) -> int:
+        """How many sites were read."""
+        return len(self.readings)
+
+
+def run(
+    model: nn.Module,
+    inputs: Inputs | Tokens,
+    *,
+    read: SitesLike = (),
+    edits: Iterable[Edit] = (),
+    logits: PositionsLike = None,
+    start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+    keep: PositionsLike = None,
+    grad: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+    layout: Layout | None = None,
+) -> Run:
+    """Run a model once, reading and editing on the way.
+
+    The forward pass stops after the deepest reading unless logits are asked for.
+
+    Args:
+        model: a causal language model, as it is.
+        inputs: text, texts, token ids or an encoding; see `encode`.
+        read: sites to read, after the edits there. A component without a layer means every layer that has it.
+        edits: what to change.
+        logits: positions whose logits are wanted: `"last"`, `"all"`, numbers, or None for none. Each prompt must have
+            the same number of them. With nothing to read, all logits are returned.
+        start: a layer and the residual stream in front of it: earlier blocks do not run. The inputs still say which tokens
+            are real.
+        keep: positions of the readings to keep; None keeps all. Logits are kept as asked.
+        grad: keep the graph, so that readings can be differentiated with `torch.autograd.grad`. Readings are then not
+            copied to another device or dtype.
+        device: where to keep readings; the model's own device if it is not given.
+        dtype: in what precision to keep readings; the model's own if it is not given.
+        tokenizer: needed for text when the model does not say where it comes from.
+        layout: for a model class of your own.
+
+    Returns:
+        Readings, logits and tokens. With left padding, columns count the padding.
+
+    Raises:
+        SiteError: for sites that do not exist or are not available in this model.
+        EditError: for edits that do not fit or never fired.
+        PositionError: for positions outside of a prompt.
+        RunError: when the run cannot be done as asked.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
+        >>> result = run(model, [1, 2, 3], read=["resid_post.0", "z"], edits=[Edit.set("L0H1", 0.0)])
+        >>> result["resid_post.0"].shape, result["z.1.0"].shape
+        (torch.Size([1, 3, 8]), torch.Size([1, 3, 4]))
+    """
+    wiring = verified(model, layout)
+    tokens = encode(inputs, tokenizer=_tokenizer(model, inputs, tokenizer))
+    reads = expand(read, wiring)
+    bound = tuple(bind(edit, wiring, tokens) for edit in edits)
+    wanted = positions("all") if logits is None and (not reads or Site("logits") in reads) else logits
+    at = None if wanted is None else columns_of(positions(wanted).bind(tokens), tokens, whole=wanted == "all")
+    wish = Wish(
+        reads=frozenset(reads),
+        edits=bound,
+        keep=None if keep is None else positions(keep).bind(tokens),
+        device=None if device is None else torch.device(device),
+        dtype=dtype,
+        grad=grad,
+        stop=wanted is None,
+        start=_start(start, wiring),
+        logits_at=at,
+        lengths=tokens.lengths,
+    )
+    _check_order(wish, wiring)
+    session, output = execute(wiring, tokens, wish)
+    _check_fired(session)
+    return Run(
+        readings={site: session.readings[(site.component, site.layer)][0] for site in reads},
+        logits=None if output is None else _logits(output, wish),
+        tokens=tokens,
+    )
+
+
+@contextmanager
+def editing(
+    model: nn.Module,
+    edits: Iterable[Edit] = (),
+    *,
+    read: SitesLike = (),
+    keep: PositionsLike = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    tokens: Tokens | None = None,
+    layout: Layout | None = None,
+) -> Iterator[Watched]:
+    """Keep readings and edits live while the model is used, for instance in `model.generate`.
+
+    Positions count real tokens over the whole sequence, so an edit means the same with the key/value cache and without
+    it, in a batch and alone. The prompt is what the first forward pass inside the block sees.
+
+    Args:
+        model: a causal language model.
+        edits: what to change.
+        read: sites to read.
+        keep: positions of the readings to keep.
+        device: where to keep readings.
+        dtype: in what precision.
+        tokens: the prompts, where positions need their text (`Span`).
+        layout: for a model class of your own.
+
+    Yields:
+        What is read, complete when the block ends.
+
+    Raises:
+        EditError: at the end of the block, when an edit never fired.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
+        >>> with editing(model, [Edit.scale("mlp_out.0", 0.0)], read="resid_post.1") as watched:
+        ...     _ = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False, pad_token_id=0)
+        >>> watched["resid_post.1"].shape
+        torch.Size([1, 4, 8])
+    """
+    wiring = verified(model, layout)
+    reads = expand(read, wiring)
+    bound = tuple(bind(edit, wiring, tokens) for edit in edits)
+    where = None if keep is None else positions(keep)
+    wish = Wish(
+        reads=frozenset(reads),
+        edits=bound,
+        keep=where if where is None or tokens is None else where.bind(tokens),
+        device=None if device is None else torch.device(device),
+        dtype=dtype,
+    )
+    session = Session(wiring, wish)
+    watched = Watched(session)
+    with session:
+        yield watched
+    _check_fired(session)
+
+
+class Watched:
+    """What an `editing` block reads: the passes over a sequence, joined along its positions.
+
+    Args:
+        session: the session whose readings these are.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getitem__(self, site: Site | str) -> Tensor:
+        """A reading over all positions that were computed, prompt and generated.
+
+        Raises:
+            UnknownSiteError: when the site was not read.
+            RunError: when the batch changed on the way (beam search), so that rows are not those of the prompts.
+        """
+        asked = Site.parse(site)
+        layer = asked.layer
+        if layer is not None:
+            asked = asked.at_depth(self._session.wiring.layout.num_layers)
+        parts = self._session.readings.get((asked.component, asked.layer))
+        if parts is None:
+            raise UnknownSiteError(f"{asked} was not read")
+        sizes = {len(part) for part in parts}
+        if len(sizes) > 1 or len(parts[0]) != len(self._session.windows[0].lengths):
+            raise RunError("the batch changed its size on the way (beam search?): readings cannot be joined")
+        whole = _joined(asked.component, parts)
+        dim = asked.kind.index_dim
+        return whole if asked.index is None or dim is None else whole.select(dim, asked.index)
+
+
+def _joined(component: str, parts: list[Tensor]) -> Tensor:
+    if component not in ("scores", "pattern"):
+        return torch.cat(parts, dim=1)
+    keys = max(part.shape[-1] for part in parts)
+    filler = 0.0 if component == "pattern" else float("-inf")
+    return torch.cat([nn.functional.pad(p, (0, keys - p.shape[-1]), value=filler) for p in parts], dim=2)
+
+
+def expand(sites: SitesLike, wiring: Wiring) -> list[Site]:
+    """The whole sites that are meant, checked against the model, in the order of a forward pass.
+
+    Raises:
+        SiteError: for unknown or unavailable sites.
+    """
+    asked = [sites] if isinstance(sites, str | Site) else list(sites)
+    found: dict[Site, None] = {}
+    for item in asked:
+        name = SHORT_NAMES.get(item, item) if isinstance(item, str) else None
+        if name in COMPONENTS and COMPONENTS[str(name)].per_layer:
+            every = wiring.available(name)
+            if not every:
+                wiring.check(Site(str(name), 0))
+            found.update(dict.fromkeys(every))
+        else:
+            found[wiring.check(Site.parse(item)).whole] = None
+    return sorted(found, key=lambda site: site.depth(wiring.layout.num_layers))
+
+
+def bind(edit: Edit, wiring: Wiring, tokens: Tokens | None) -> Edit:
+    """An edit with its layer counted from 0 and positions that fit the prompt.
+
+    Raises:
+        SiteError: when the site is not available.
+        PositionError: when the prompt has no such position.
+        EditError: when it names rows that are not there.
+    """
+    if not isinstance(edit, Edit):
+        raise EditError(f"edits are made by Edit.set, add, scale, project_out or apply; this is a {type(edit).__name__}")
+    where = edit.positions if tokens is None else edit.positions.bind(tokens)
+    rows = edit.rows
+    if rows is not None and tokens is not None and any(not -len(tokens) <= row < len(tokens) for row in rows):
+        raise EditError(f"{edit!r} names rows that are not in the batch: it has {len(tokens)}, 0 to {len(tokens) - 1}")
+    if edit.site.component == "embed" or edit.site.layer is None:
+        site = wiring.check(edit.site)
+    else:
+        site = wiring.check(edit.site)
+    return Edit(
+        site=site, operation=edit.operation, value=edit.value, function=edit.function, positions=where, rows=rows
+    )
+
+
+def columns_of(where: Positions, tokens: Tokens, *, whole: bool = False) -> Int[Tensor, "batch n"] | None:
+    """The columns of the selected positions, or None for every column.
+
+    Raises:
+        RunError: when the rows have different numbers of them.
+    """
+    if whole or repr(where) == "Everywhere()":
+        return None
+    index = torch.where(tokens.mask.bool(), tokens.mask.cumsum(-1) - 1, -1)
+    if isinstance(where, PerRow):
+        order = [[row.index(i % n) for i in chosen] for chosen, row, n in zip(
+            where.rows, index.tolist(), tokens.lengths.tolist(), strict=True)]
+        counts = {len(row) for row in order}
+        if len(counts) == 1:
+            return torch.tensor(order)
+    selected = where.select(index, tokens.lengths)
+    numbers = selected.sum(-1)
+    if (numbers != numbers[0]).any() or not numbers[0]:
+        raise RunError(f"logits at {where} are {numbers.tolist()} positions in the rows; each row needs the same number, at least one")
+    return selected.nonzero()[:, 1].view(len(tokens), -1)
+
+
+def _tokenizer(model: nn.Module, inputs: Any, tokenizer: Any) -> Any:
+    text = isinstance(inputs, str) or (
+        isinstance(inputs, Sequence) and len(inputs) > 0 and isinstance(inputs[0], str)
+    )
+    return tokenizer_for(model, tokenizer) if text else tokenizer
+
+
+def _start(start: tuple[int, Tensor] | None, wiring: Wiring) -> tuple[int, Tensor] | None:
+    if start is None:
+        return None
+    layer, residual = start
+    site = Site("resid_pre", layer).at_depth(wiring.layout.num_layers)
+    if not isinstance(residual, Tensor) or residual.ndim != 3:
+        raise RunError("start=(layer, residual) needs a residual stream of shape [batch, pos, d_model]")
+    return int(site.layer or 0), residual
+
+
+def _check_order(wish: Wish, wiring: Wiring) -> None:
+    """Refuse edits and readings that the run would never reach."""
+    number = wiring.layout.num_layers
+    if wish.start is not None:
+        first = Site("resid_pre", wish.start[0]).depth(number)
+        early = [str(s) for s in [*wish.reads, *(e.site for e in wish.edits)] if s.depth(number) < first]
+        if early:
+            raise RunError(f"a run that starts at layer {wish.start[0]} never reaches {', '.join(sorted(early))}")
+    if wish.stop:
+        last = max(site.depth(number) for site in wish.reads)
+        late = [repr(e) for e in wish.edits if e.site.depth(number) > last]
+        if late:
+            raise RunError(f"the run stops after its deepest reading, before {', '.join(late)}: read further, or ask for logits")
+
+
+def _check_fired(session: Session) -> None:
+    missing = [f"{Site(*key)}" for key in sorted(_expected(session) - set(session.readings), key=str)]
+    silent = [repr(edit) for edit in session.wish.edits if id(edit) not in session.fired]
+    if missing:
+        raise RunError(f"{', '.join(missing)} was never reached: was the model run, and does it use these modules?")
+    if silent:
+        raise EditError(
+            f"{', '.join(silent)} never fired: no token was at these positions, or the model never came there"
+        )
+
+
+def _expected(session: Session) -> set[Key]:
+    return {(site.component, site.layer) for site in session.wish.reads}
+
+
+def _logits(output: Any, wish: Wish) -> Tensor:
+    logits = logits_of(output)
+    return logits if wish.grad else logits.detach()
+
+
+__all__ = ["Run", "SitesLike", "Watched", "bind", "columns_of", "editing", "expand", "run"]

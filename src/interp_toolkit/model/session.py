@@ -1,0 +1,494 @@
+"""The hooks of one run: the only place that touches a model, and puts everything back.
+
+A `Session` installs what its readings and edits need, sees every forward pass of the model until it ends, and removes it
+all in reverse, also after an exception. It acts only in its own thread and never inside an edit's function, so that runs
+on one model nest and never mix.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_toolkit.errors import EditError, RunError
+from interp_toolkit.model.attention import Squares, watch_interface, watch_own
+from interp_toolkit.model.edits import Edit, apply_edit
+from interp_toolkit.model.heads import head_outputs
+from interp_toolkit.model.positions import Positions
+from interp_toolkit.model.sites import Site
+from interp_toolkit.model.wiring import Wiring
+
+Key = tuple[str, int | None]
+
+
+class StopForward(BaseException):  # noqa: N818 - not an error, and no `except Exception` of a model may catch it
+    """Ends a forward pass whose deepest reading is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The part of the sequence that one forward pass computes.
+
+    Attributes:
+        columns: its columns in the whole sequence, padding included.
+        index: for every column so far, its number among the real tokens of its row; -1 for padding.
+        lengths: real tokens of each row's prompt.
+    """
+
+    columns: slice
+    index: Tensor
+    lengths: Tensor
+
+    def select(self, where: Positions, columns: slice) -> Tensor:
+        """Which of the columns are selected, `[batch, columns]`."""
+        return where.select(self.index[:, columns], self.lengths)
+
+
+@dataclass(kw_only=True)
+class Wish:
+    """What a session is to do: see `run`."""
+
+    reads: frozenset[Site]
+    edits: tuple[Edit, ...] = ()
+    keep: Positions | None = None
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    grad: bool = False
+    stop: bool = False
+    start: tuple[int, Tensor] | None = None
+    logits_at: Tensor | None = None
+    defer: bool = False
+    lengths: Tensor | None = None
+
+
+class Session:
+    """Readings and edits, live on a model for as long as it is entered.
+
+    Args:
+        wiring: the model.
+        wish: what to read and change.
+    """
+
+    def __init__(self, wiring: Wiring, wish: Wish) -> None:
+        self.wiring = wiring
+        self.wish = wish
+        self.readings: dict[Key, list[Tensor]] = {}
+        self.deferred: dict[int, Squares] = {}
+        self.fired: set[int] = set()
+        self.windows: list[Window] = []
+        self.z: dict[int, Tensor] = {}
+        self._edits: dict[Key, list[Edit]] = {}
+        for edit in wish.edits:
+            self._edits.setdefault((edit.site.component, edit.site.layer), []).append(edit)
+        self._reads: set[Key] = {(site.component, site.layer) for site in wish.reads}
+        self._pending = set(self._reads)
+        self._paused = 0
+        self._thread = threading.get_ident()
+        self._window: Window | None = None
+        self._stack = ExitStack()
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        """Install everything; if that fails, remove what is there."""
+        with ExitStack() as stack:
+            stack.enter_context(self.wiring.lock)
+            self._install(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove everything."""
+        self._stack.close()
+
+    def active(self) -> bool:
+        """Whether this session acts now."""
+        return self._window is not None and not self._paused and threading.get_ident() == self._thread
+
+    @property
+    def window(self) -> Window:
+        """The forward pass under way."""
+        if self._window is None:
+            raise RunError("no forward pass is under way")
+        return self._window
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away, while the code of an edit runs."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def wants(self, component: str, layer: int | None) -> bool:
+        """Whether there is something to do at a site."""
+        return (component, layer) in self._reads or (component, layer) in self._edits
+
+    def changes(self, component: str, layer: int | None) -> bool:
+        """Whether what goes on may be another tensor."""
+        return (component, layer) in self._edits or (self.wish.grad and (component, layer) in self._reads)
+
+    # --- seeing ----------------------------------------------------------------------------------------------
+
+    def visit(self, component: str, layer: int | None, x: Tensor) -> Tensor:
+        """Edit and read an activation that has the axes of its site; the same object comes back if it is unchanged."""
+        key = (component, layer)
+        for edit in self._edits.get(key, ()):
+            x = self._edit(edit, x)
+        if key in self._reads:
+            x = self._record(key, x)
+        return x
+
+    def _edit(self, edit: Edit, x: Tensor) -> Tensor:
+        columns = self._columns(edit.site.component, x)
+        selected = self.window.select(edit.positions, columns)
+        if edit.rows is not None:
+            selected = selected & _rows(edit, selected.shape[0], len(self.window.lengths))[:, None]
+        if edit.site.component == "logits" and self.wish.logits_at is not None:
+            selected = selected.gather(1, self.wish.logits_at)
+        if not selected.any():
+            return x
+        self.fired.add(id(edit))
+        with self.paused():
+            return apply_edit(edit, x, selected, columns)
+
+    def _columns(self, component: str, x: Tensor) -> slice:
+        if component in ("k", "v"):  # they hold all positions so far, or the last of them behind a sliding cache
+            total = self.window.columns.stop
+            return slice(total - x.shape[1], total)
+        return self.window.columns
+
+    def _record(self, key: Key, x: Tensor) -> Tensor:
+        same = self._twin(key)
+        if same is not None and not self.wish.grad:
+            kept = same
+        elif self.wish.grad:
+            # The recorded tensor must lie on the way to the output, out of reach of operations in place.
+            kept = x.clone()
+            x = kept.clone() if key[0] in ("attn_out", "mlp_out") else kept
+            kept = self._cut(key[0], kept)
+        else:
+            kept = self._kept(key[0], x)
+        self.readings.setdefault(key, []).append(kept)
+        self._pending.discard(key)
+        if self.wish.stop and not self._pending:
+            raise StopForward
+        return x
+
+    def _twin(self, key: Key) -> Tensor | None:
+        """The reading that holds the same numbers: what leaves one block enters the next."""
+        component, layer = key
+        if component != "resid_pre" or layer is None or key in self._edits:
+            return None
+        other: Key = ("embed", None) if layer == 0 else ("resid_post", layer - 1)
+        found = self.readings.get(other)
+        return found[-1] if found is not None and len(found) == len(self.windows) else None
+
+    def _kept(self, component: str, x: Tensor) -> Tensor:
+        part = self._cut(component, x.detach())
+        kept = part.to(device=self.wish.device, dtype=self.wish.dtype if part.is_floating_point() else None)
+        own = kept is not x and kept.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        return kept.contiguous() if own else kept.clone(memory_format=torch.contiguous_format)
+
+    def _cut(self, component: str, x: Tensor) -> Tensor:
+        """The positions to keep: the new ones, and of these the asked ones."""
+        window = self.window
+        if component in ("k", "v"):
+            x = x[:, x.shape[1] - (window.columns.stop - window.columns.start) :]
+        if self.wish.keep is None or component == "logits":
+            return x
+        selected = window.select(self.wish.keep, window.columns)
+        counts = selected.sum(-1)
+        if (counts != counts[0]).any():
+            raise RunError(f"the positions to keep differ in number between the rows: {counts.tolist()}")
+        index = selected.nonzero()[:, 1].view(len(selected), -1).to(x.device)
+        dim = 2 if component in ("scores", "pattern") else 1
+        shape = [1] * x.ndim
+        shape[0], shape[dim] = index.shape
+        return x.gather(dim, index.view(shape).expand(*[index.shape[0] if d == 0 else index.shape[1] if d == dim
+                                                        else size for d, size in enumerate(x.shape)]))
+
+    # --- installing ------------------------------------------------------------------------------------------
+
+    def _install(self, stack: ExitStack) -> None:
+        wiring, layout = self.wiring, self.wiring.layout
+        stack.enter_context(_forward_replaced(wiring.base, self._watched_forward))
+        if self.wish.start is not None:
+            for block in list(wiring.blocks)[: self.wish.start[0]]:
+                stack.enter_context(_forward_replaced(block, self._passing))
+        layers = sorted({layer for _, layer in self._reads | set(self._edits) if layer is not None})
+        for layer in layers:
+            self._install_layer(stack, layer)
+        first = 0 if self.wish.start is None else self.wish.start[0]
+        if first not in layers and (self.wants("embed", None) or self.wish.grad or self.wish.start is not None):
+            self._pre(stack, wiring.blocks[first], functools.partial(self._enter_block, first))
+        if layout.final_norm is not None and self.wants("final_norm", None):
+            self._post(stack, wiring.top(layout.final_norm), functools.partial(self._output, "final_norm", None, 1.0))
+        if self.wish.logits_at is not None:
+            self._pre(stack, wiring.top(layout.unembed), self._pick_logits)
+        self._install_attention(stack, layers)
+
+    def _install_layer(self, stack: ExitStack, layer: int) -> None:
+        wiring, layout = self.wiring, self.wiring.layout
+        block, wants = wiring.blocks[layer], functools.partial(self.wants, layer=layer)
+        self._pre(stack, block, functools.partial(self._enter_block, layer))
+        if wants("z") or wants("head_out"):
+            self._pre(stack, wiring.at(layer, layout.projection), functools.partial(self._see_z, layer))
+        if wants("attn_out") or wants("head_out"):
+            self._post(stack, wiring.at(layer, layout.attn_out), functools.partial(self._see_attn_out, layer))
+        if wants("resid_mid") and layout.mid is not None:
+            self._pre(stack, wiring.at(layer, layout.mid), functools.partial(self._see_mid, layer))
+        if wants("mlp_post") and layout.down is not None:
+            self._pre(stack, wiring.at(layer, layout.down), functools.partial(self._input, "mlp_post", layer))
+        if wants("mlp_out"):
+            hook = functools.partial(self._output, "mlp_out", layer, layout.multiplier)
+            self._post(stack, wiring.at(layer, layout.mlp_out), hook)
+        if wants("resid_post"):
+            self._post(stack, block, functools.partial(self._output, "resid_post", layer, 1.0))
+
+    def _install_attention(self, stack: ExitStack, layers: Iterable[int]) -> None:
+        names = ("q", "k", "v", "scores", "pattern")
+        watched = [
+            layer for layer in layers if any(self.wants(name, layer) for name in names)
+        ]
+        visitors = {
+            self.wiring.at(layer, self.wiring.layout.attention): _LayerVisitor(self, layer) for layer in watched
+        }
+        if self.wiring.layout.attention_kind == "interface":
+            stack.enter_context(watch_interface(visitors))
+        else:
+            for module, visitor in visitors.items():
+                stack.enter_context(watch_own(module, visitor))
+
+    def _pre(self, stack: ExitStack, module: nn.Module, see: Callable[[Tensor], Tensor]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.active():
+                return None
+            name = None if args else _first_tensor(kwargs)
+            x = args[0] if name is None else kwargs[name]
+            new = see(x)
+            if new is x:
+                return None
+            return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _post(self, stack: ExitStack, module: nn.Module, see: Callable[[Tensor], Tensor]) -> None:
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+            if not self.active():
+                return None
+            x = output[0] if isinstance(output, tuple) else output
+            new = see(x)
+            if new is x:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        stack.callback(module.register_forward_hook(hook).remove)
+
+    # --- what the hooks do -----------------------------------------------------------------------------------
+
+    def _watched_forward(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._window is not None or self._paused or threading.get_ident() != self._thread:
+                return inner(*args, **kwargs)
+            self._window = self._next_window(args, kwargs)
+            self.windows.append(self._window)
+            try:
+                return self._see_logits(inner(*args, **kwargs))
+            finally:
+                self._window = None
+                self.z.clear()
+
+        return forward
+
+    def _next_window(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Window:
+        ids = args[0] if args else next(
+            (kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), None
+        )
+        if not isinstance(ids, Tensor):
+            raise RunError("the model was called without input_ids or inputs_embeds")
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        total = past + ids.shape[1]
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(ids.shape[0], total)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < total:
+            raise RunError(
+                "positions need an attention mask of shape [batch, pos]; a prepared mask (static cache, packed prompts) hides "
+                "which tokens are real"
+            )
+        real = mask[:, :total].to("cpu").bool()
+        index = torch.where(real, real.long().cumsum(-1) - 1, -1)
+        if self.windows:
+            lengths = self.windows[0].lengths
+            lengths = lengths.repeat_interleave(len(index) // len(lengths))
+        else:
+            lengths = real.sum(-1) if self.wish.lengths is None else self.wish.lengths.to("cpu")
+        return Window(columns=slice(past, total), index=index, lengths=lengths)
+
+    def _enter_block(self, layer: int, raw: Tensor) -> Tensor:
+        x = raw
+        if self.wish.start is not None and layer == self.wish.start[0]:
+            x = self.wish.start[1].to(device=raw.device, dtype=raw.dtype)
+            if x.shape != raw.shape:
+                raise RunError(f"the residual to start from has shape {tuple(x.shape)}, the run needs {tuple(raw.shape)}")
+        first = 0 if self.wish.start is None else self.wish.start[0]
+        if self.wish.grad and layer == first and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        if layer == 0:
+            x = self.visit("embed", None, x)
+        return self.visit("resid_pre", layer, x)
+
+    def _passing(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        returns = self.wiring.returns
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.active():
+                return inner(*args, **kwargs)
+            x = args[0] if args else kwargs[_first_tensor(kwargs)]
+            return x if returns is None else (x, *[None] * (returns - 1))
+
+        return forward
+
+    def _shaped(self, raw: Tensor) -> Tensor:
+        """`[batch, pos, ...]`; some models flatten batch and position for their MLP."""
+        return raw if raw.ndim == 3 else raw.unflatten(0, (len(self.window.index), -1))
+
+    def _input(self, component: str, layer: int, raw: Tensor) -> Tensor:
+        x = self._shaped(raw)
+        seen = self.visit(component, layer, x)
+        return raw if seen is x else seen.reshape(raw.shape)
+
+    def _output(self, component: str, layer: int | None, multiplier: float, raw: Tensor) -> Tensor:
+        shaped = self._shaped(raw)
+        x = shaped if multiplier == 1.0 else shaped * multiplier
+        seen = self.visit(component, layer, x)
+        if seen is x:
+            return raw
+        return (seen if multiplier == 1.0 else seen / multiplier).reshape(raw.shape)
+
+    def _see_z(self, layer: int, raw: Tensor) -> Tensor:
+        x = raw.unflatten(-1, (self.wiring.layout.num_heads, -1))
+        seen = self.visit("z", layer, x)
+        self.z[layer] = seen
+        return raw if seen is x else seen.flatten(-2)
+
+    def _see_attn_out(self, layer: int, raw: Tensor) -> Tensor:
+        if self.wants("head_out", layer):
+            with self.paused():
+                heads = head_outputs(self.wiring, layer, self.z[layer])
+            seen = self.visit("head_out", layer, heads)
+            if self.changes("head_out", layer):
+                raw = raw + ((seen - heads).sum(-2) / self.wiring.layout.multiplier).to(raw.dtype)
+        return self._output("attn_out", layer, self.wiring.layout.multiplier, raw)
+
+    def _see_mid(self, layer: int, raw: Tensor) -> Tensor:
+        x = self._shaped(raw)
+        seen = self.visit("resid_mid", layer, x)
+        if seen is not x:
+            # The block keeps this very tensor as the residual, so it has to change in place.
+            raw.copy_(seen.reshape(raw.shape))
+        return raw
+
+    def _pick_logits(self, raw: Tensor) -> Tensor:
+        index = self.wish.logits_at
+        if index is None:
+            return raw
+        return raw.gather(1, index.to(raw.device)[:, :, None].expand(-1, -1, raw.shape[-1]))
+
+    def _see_logits(self, output: Any) -> Any:
+        if not self.wants("logits", None):
+            return output
+        logits = logits_of(output)
+        seen = self.visit("logits", None, logits)
+        if seen is logits:
+            return output
+        if isinstance(output, Tensor):
+            return seen
+        if isinstance(output, tuple):
+            return (seen, *output[1:])
+        output.logits = seen
+        return output
+
+
+class _LayerVisitor:
+    """A session as the attention of one layer sees it."""
+
+    def __init__(self, session: Session, layer: int) -> None:
+        self.session = session
+        self.layer = layer
+
+    @property
+    def batch(self) -> int:
+        return len(self.session.window.index)
+
+    def active(self) -> bool:
+        return self.session.active()
+
+    def wants(self, component: str) -> bool:
+        return self.session.wants(component, self.layer)
+
+    def changes(self, component: str) -> bool:
+        return self.session.changes(component, self.layer)
+
+    def visit(self, component: str, x: Tensor) -> Tensor:
+        return self.session.visit(component, self.layer, x)
+
+    def defer(self, squares: Squares) -> None:
+        if self.session.wish.defer:
+            self.session.deferred[self.layer] = squares
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Put a function around a module's forward, and take it away again."""
+    inner, own = module.forward, module.__dict__.get("forward")
+    try:
+        module.forward = functools.wraps(inner)(wrap(inner))
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+
+def _first_tensor(kwargs: dict[str, Any]) -> str:
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states"
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+
+
+def _rows(edit: Edit, batch: int, prompts: int) -> Tensor:
+    chosen = torch.zeros(batch, dtype=torch.bool)
+    for row in edit.rows or ():
+        if not -batch <= row < batch:
+            raise EditError(f"{edit!r} names row {row}, but the batch has {batch} rows: 0 to {batch - 1}")
+        chosen[row] = True
+    return chosen
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in whatever a model returns.
+
+    Raises:
+        RunError: when there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise RunError(f"the model returned {type(output).__name__}, in which there are no logits")
+    return logits
+
+
+__all__ = ["Key", "Session", "StopForward", "Window", "Wish", "logits_of"]
