@@ -1,3 +1,35 @@
-"""Look inside any Hugging Face causal language model, intervene on it, and trust what comes out."""
+"""Look inside any Hugging Face causal language model, intervene on it, and trust what comes out.
 
-from __future__ import annotations
+```python
+import interp_toolkit
+
+model, tokenizer = interp_toolkit.load_model("demo")
+activations = interp_toolkit.ActivationCache(model).run("The capital of France is")
+activations.residual_stream(layer=6)            # (seq_len, d_model)
+activations.attention_pattern(layer=6, head=3)  # (seq_len, seq_len)
+```
+"""
+
+from interp_toolkit.activations import ActivationCache, Activations
+from interp_toolkit.circuits import activation_patch
+from interp_toolkit.errors import InterpError, InterpWarning
+from interp_toolkit.model import Edit, Layout, Site, Span, editing, load_model, run, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationCache",
+    "Activations",
+    "Edit",
+    "InterpError",
+    "InterpWarning",
+    "Layout",
+    "Site",
+    "Span",
+    "__version__",
+    "activation_patch",
+    "editing",
+    "load_model",
+    "run",
+    "verify",
+]

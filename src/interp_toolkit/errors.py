@@ -13,6 +13,8 @@ InterpError                       everything raised here on purpose
 ├── TokenError                    a text that is not the tokens one would expect
 │   └── AlignmentError            two prompts that do not line up
 └── FileFormatError               a saved file that is not what it says
+
+InterpWarning                     a result that may not mean what it seems to
 ```
 
 A message says what was asked, what was found and what would work.
@@ -69,11 +71,16 @@ class FileFormatError(InterpError, ValueError):
     """A file that cannot be read as what it claims to be."""
 
 
+class InterpWarning(UserWarning):
+    """A result that may not mean what it seems to mean."""
+
+
 __all__ = [
     "AlignmentError",
     "EditError",
     "FileFormatError",
     "InterpError",
+    "InterpWarning",
     "ModelLoadError",
     "PositionError",
     "RunError",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp_toolkit.errors import RunError
+from interp_toolkit.errors import InterpWarning, RunError
 from interp_toolkit.model.session import Session, StopForward, Wish
 from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
@@ -21,7 +21,9 @@ def execute(wiring: Wiring, tokens: Tokens, wish: Wish) -> tuple[Session, Any]:
     base = wiring.base
     if base.training:
         warnings.warn(
-            "the model is in training mode: dropout makes readings random and not add up; call model.eval()", stacklevel=3
+            "the model is in training mode: dropout makes readings random and not add up; call model.eval()",
+            InterpWarning,
+            stacklevel=3,
         )
     wish.stop = wish.stop and not _offloaded(wiring)
     session = Session(wiring, wish)

@@ -161,7 +161,12 @@ class Session:
             return apply_edit(edit, x, selected, columns)
 
     def _columns(self, component: str, x: Tensor) -> slice:
-        if component in ("k", "v"):  # they hold all positions so far, or the last of them behind a sliding cache
+        """The columns that an activation holds.
+
+        Keys and values hold all positions so far, or the last of them behind a sliding cache; logits may be cut to the last
+        positions by `generate`.
+        """
+        if component in ("k", "v") or (component == "logits" and self.wish.logits_at is None):
             total = self.window.columns.stop
             return slice(total - x.shape[1], total)
         return self.window.columns

@@ -1,0 +1,217 @@
+"""The activation cache: run a model on a prompt and look at anything inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_toolkit.activations.reading import Activations
+from interp_toolkit.errors import RunError
+from interp_toolkit.model.forward import execute
+from interp_toolkit.model.layout import Layout
+from interp_toolkit.model.positions import PositionsLike, positions
+from interp_toolkit.model.run import editing, expand
+from interp_toolkit.model.session import Wish, logits_of
+from interp_toolkit.model.sites import Site
+from interp_toolkit.model.tokens import Inputs, Tokens, encode, tokenizer_for
+from interp_toolkit.model.verify import verified
+from interp_toolkit.provenance import provenance_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHEAP = (
+    "embed",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "q",
+    "k",
+    "v",
+    "z",
+    "mlp_post",
+    "final_norm",
+    "logits",
+)
+"""What a cache reads if it is not told: everything whose cost is a copy."""
+
+
+class ActivationCache:
+    """Runs a model and keeps what passes inside it.
+
+    What costs what, relative to a plain forward pass:
+
+    - the residual stream, sublayer outputs, queries, keys, values, `z`, neurons and logits cost a copy each, and are what
+      `run` reads if `sites` is not given;
+    - attention scores and patterns (`head * pos * pos` numbers a layer) and head outputs (`head` times a residual stream)
+      are dear. They are computed when they are first asked for, from queries and keys or from `z`, with the model's own
+      attention function and no further forward pass; name them in `sites` to have them computed in the run.
+
+    Args:
+        model: a causal language model, as it is.
+        tokenizer: needed for text when the model does not say where it comes from.
+        sites: what to read; a component without a layer means every layer. None reads what is cheap.
+        layers: read only these layers; negative ones count from the end.
+        stop_at: the first layer that need not run; what lies behind is not read, logits neither.
+        positions: keep only these positions of each prompt (queries, in patterns).
+        device: where to keep activations; the model's own device if it is not given.
+        dtype: in what precision to keep them.
+        layout: for a model class of your own.
+
+    Raises:
+        SiteError: for sites or layers that this model does not have.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
+        >>> activations = ActivationCache(model).run([1, 2, 3])
+        >>> activations.residual_stream(layer=1).shape, activations.attention_pattern(layer=0, head=1).shape
+        (torch.Size([3, 8]), torch.Size([3, 3]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sites: str | Site | Sequence[str | Site] | None = None,
+        *,
+        layers: Iterable[int] | None = None,
+        stop_at: int | None = None,
+        positions: PositionsLike = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._wiring = verified(model, layout)
+        self._layout = layout
+        self.sites = self._chosen(sites, layers, stop_at)
+        self.positions = positions
+        self.device = None if device is None else torch.device(device)
+        self.dtype = dtype
+
+    def run(self, inputs: Inputs | Tokens) -> Activations:
+        """Run the model on a prompt or on several.
+
+        Args:
+            inputs: a text, a list of texts, token ids, or a tokenizer's encoding.
+
+        Returns:
+            The activations. One text, or one flat list of ids, gives results without a batch axis.
+
+        Raises:
+            TokenError: for prompts without tokens, or text without a tokenizer.
+        """
+        tokens = self._encode(inputs)
+        wiring = self._wiring
+        logits = Site("logits") in self.sites
+        wish = Wish(
+            reads=frozenset(self.sites) - {Site("logits")},
+            keep=self._keep(tokens),
+            device=self.device,
+            dtype=self.dtype,
+            stop=not logits and bool(self.sites),
+            defer=True,
+            lengths=tokens.lengths,
+        )
+        session, output = execute(wiring, tokens, wish)
+        readings = {
+            site: session.readings[(site.component, site.layer)][0] for site in self.sites if site.component != "logits"
+        }
+        if logits:
+            kept = logits_of(output).detach()
+            readings[Site("logits")] = kept.to(device=self.device, dtype=self.dtype)
+        return Activations(
+            readings=readings,
+            tokens=tokens,
+            provenance=provenance_of(self.model, wiring.layout),
+            num_layers=wiring.layout.num_layers,
+            keep=self._keep(tokens),
+            wiring=wiring,
+            squares=session.deferred,
+        )
+
+    def generate(self, inputs: Inputs | Tokens, **options: Any) -> Activations:
+        """Let the model continue the prompts, and keep what passes inside it on the way.
+
+        Args:
+            inputs: as in `run`. Several prompts are padded on the left.
+            options: for the model's `generate`, such as `max_new_tokens=20, do_sample=False`.
+
+        Returns:
+            The activations at the prompt's and the generated positions; the last generated token was never run, so it is not
+            among them. Scores and patterns are there if they were named in `sites`; logits are at the last prompt position
+            and behind it.
+
+        Raises:
+            RunError: for beam search, whose rows are not those of the prompts.
+        """
+        if options.get("num_beams", 1) != 1:
+            raise RunError("beam search mixes rows, so activations would not be those of a prompt: use num_beams=1")
+        prompt = self._encode(inputs, side="left")
+        device = next(self.model.parameters()).device
+        reads = [site for site in self.sites if site.component != "logits"]
+        with editing(
+            self.model, read=reads, keep=self._keep(prompt), device=self.device, dtype=self.dtype, layout=self._layout
+        ) as watched:
+            given = {"input_ids": prompt.ids.to(device), "attention_mask": prompt.mask.to(device)}
+            sequences = self.model.generate(**given, **options)  # type: ignore[operator]
+        ids = getattr(sequences, "sequences", sequences)[:, :-1].cpu()
+        return Activations(
+            readings={site: watched[site] for site in reads},
+            tokens=_continued(prompt, ids, self.model),
+            provenance=provenance_of(self.model, self._wiring.layout),
+            num_layers=self._wiring.layout.num_layers,
+            keep=self._keep(prompt),
+            wiring=self._wiring,
+        )
+
+    def _chosen(
+        self, sites: str | Site | Sequence[str | Site] | None, layers: Iterable[int] | None, stop_at: int | None
+    ) -> list[Site]:
+        wiring = self._wiring
+        number = wiring.layout.num_layers
+        if sites is None:
+            found = [site for name in CHEAP for site in wiring.available(name)]
+        else:
+            found = expand(sites, wiring)
+        if layers is not None:
+            wanted = {Site("resid_pre", layer).at_depth(number).layer for layer in layers}
+            found = [site for site in found if site.layer is None or site.layer in wanted]
+        if stop_at is not None:
+            last = number if stop_at == number else Site("resid_pre", stop_at).at_depth(number).layer or 0
+            found = [site for site in found if site.depth(number) < (last, 0) and site.component != "logits"]
+        if not found:
+            raise RunError("there is nothing to read: sites, layers and stop_at leave no site over")
+        return sorted(found, key=lambda site: site.depth(number))
+
+    def _encode(self, inputs: Inputs | Tokens, side: Any = None) -> Tokens:
+        tokenizer = self.tokenizer
+        first = inputs[0] if isinstance(inputs, Sequence) and len(inputs) else inputs
+        if tokenizer is None and isinstance(first, str):
+            tokenizer = tokenizer_for(self.model)
+        return encode(inputs, tokenizer=tokenizer, padding_side=side)
+
+    def _keep(self, tokens: Tokens) -> Any:
+        return None if self.positions is None else positions(self.positions).bind(tokens)
+
+
+def _continued(prompt: Tokens, ids: Tensor, model: nn.Module) -> Tokens:
+    """Prompts and what was generated; what comes behind a row's end token is padding."""
+    new = ids[:, prompt.ids.shape[1] :]
+    settings = getattr(model, "generation_config", None)
+    ends = getattr(settings, "eos_token_id", None)
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype)).long().cumsum(-1)
+    behind = (ended - torch.isin(new, torch.tensor(ends, dtype=new.dtype)).long()) > 0
+    return replace(prompt, ids=ids, mask=torch.cat([prompt.mask, (~behind).long()], dim=-1), texts=None, offsets=None)
+
+
+__all__ = ["CHEAP", "ActivationCache"]
