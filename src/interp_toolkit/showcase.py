@@ -1,0 +1,172 @@
+"""A first look at one fact in a model: what `interp-toolkit demo` shows.
+
+Which heads look at the subject of "The capital of France is", and at which layers and positions the Eiffel Tower turns into
+Paris.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from interp_toolkit.activations import ActivationCache, Activations
+from interp_toolkit.circuits import Pair, layer_effects, prepare_pair
+from interp_toolkit.model import Span
+from interp_toolkit.model.positions import PositionsLike
+from interp_toolkit.model.tokens import token_string, tokenizer_for
+from interp_toolkit.visualization import Document, Heatmap, Paragraph, Table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPONENTS = ("resid", "attn", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showcase:
+    """What the demonstration found.
+
+    Attributes:
+        prompt: the first prompt.
+        answers: the most probable next tokens there, with their probabilities.
+        heads: name of a head and how much of its attention goes from the last token to the subject, strongest first.
+        subject: the subject of the first prompt.
+        clean: the clean prompt.
+        corrupt: the corrupt prompt.
+        target: the clean answer's token.
+        foil: the corrupt answer's token.
+        effects: for each place, component and layer the normalised effect of patching clean into corrupt.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, float], ...]
+    heads: tuple[tuple[str, float], ...]
+    subject: str
+    clean: str
+    corrupt: str
+    target: str
+    foil: str
+    effects: dict[str, dict[str, tuple[float, ...]]]
+
+    def strongest(self, place: str, component: str) -> tuple[int, float]:
+        """The layer with the largest effect, and that effect."""
+        values = [0.0 if v != v else v for v in self.effects[place][component]]
+        layer = max(range(len(values)), key=lambda n: abs(values[n]))
+        return layer, values[layer]
+
+    def sentence(self) -> str:
+        """The finding in words, every number measured."""
+        subject, last = self.effects
+        layer, share = self.strongest(last, "attn")
+        at_subject, at_last = self.effects[subject]["resid"], self.effects[last]["resid"]
+        behind = min(layer + 1, len(at_last) - 1)
+        return (
+            f"Attention of layer {layer} is what brings the answer to {last}: put there alone, the clean run's output restores "
+            f"{share:.0%} of {self.target!r} over {self.foil!r}. The residual stream at {last} carries {at_last[layer]:.0%} in "
+            f"front of that layer and {at_last[behind]:.0%} behind it; at {subject} it carries {at_subject[0]:.0%} at layer 0, "
+            f"{at_subject[layer]:.0%} at layer {layer} and {at_subject[behind]:.0%} at layer {behind}."
+        )
+
+    def heatmaps(self) -> list[Heatmap]:
+        """One picture for each place."""
+        return [
+            Heatmap(
+                values=[list(values) for values in by_component.values()],
+                rows=list(by_component),
+                columns=[str(n) for n in range(len(next(iter(by_component.values()))))],
+                title=f"Patching “{self.clean}” into “{self.corrupt}”, at {place}",
+                caption=(
+                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of the clean "
+                    "run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is the residual "
+                    "stream in front of the block, attn and mlp are what the sublayers add to it."
+                ),
+                column_name="layer",
+                limit=1.0,
+            )
+            for place, by_component in self.effects.items()
+        ]
+
+    def page(self) -> Document:
+        """Everything on one self-contained page."""
+        answers = ", ".join(f"{token!r} {p:.2f}" for token, p in self.answers)
+        heads = Table(
+            title=f"Heads whose last position looks at {self.subject!r}",
+            headers=["head", "attention"],
+            rows=[(name, f"{share:.2f}") for name, share in self.heads],
+        )
+        return Document(
+            title="Where does the model keep that the Eiffel Tower is in Paris?",
+            parts=(
+                Paragraph(self.sentence()),
+                *self.heatmaps(),
+                Paragraph(f"“{self.prompt}” continues with {answers}."),
+                heads,
+            ),
+        )
+
+
+def showcase(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> Showcase:
+    """Look at one fact in a model.
+
+    Args:
+        model: a causal language model that knows where the Eiffel Tower is.
+        tokenizer: needed when the model does not say where it comes from.
+        note: called with a line before each step.
+
+    Returns:
+        Heads that look at the subject, and patching effects by place, component and layer.
+    """
+    tokenizer = tokenizer_for(model, tokenizer)
+    prompt, subject = "The capital of France is", "France"
+    note(f"reading activations of {prompt!r}")
+    activations = ActivationCache(model, tokenizer).run(prompt)
+    probabilities = activations.logits()[-1].float().softmax(-1).topk(3)
+    where = activations.prompt.find(subject)[-1]
+    note("patching layer by layer")
+    clean, corrupt = "The Eiffel Tower is in", "The Colosseum is in"
+    pair = prepare_pair(model, clean, corrupt, answers=(" Paris", " Rome"), tokenizer=tokenizer)
+    places: dict[str, PositionsLike] = {
+        "the subject's last token": Span("Eiffel Tower", token=-1),
+        "the last token": "last",
+    }
+    return Showcase(
+        prompt=prompt,
+        answers=tuple(
+            (token_string(tokenizer, int(i)), float(p))
+            for p, i in zip(probabilities.values, probabilities.indices, strict=True)
+        ),
+        heads=_lookers(activations, where),
+        subject=subject,
+        clean=clean,
+        corrupt=corrupt,
+        target=token_string(tokenizer, pair.target),
+        foil=token_string(tokenizer, pair.foil),
+        effects={place: _by_component(model, pair, at) for place, at in places.items()},
+    )
+
+
+def _by_component(model: nn.Module, pair: Pair, at: PositionsLike) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(layer_effects(model, pair, name, positions=at).tolist()) for name in COMPONENTS}
+
+
+def _lookers(activations: Activations, where: int, number: int = 5) -> tuple[tuple[str, float], ...]:
+    shares = torch.stack(
+        [activations.attention_pattern(layer)[:, -1, where].float() for layer in range(activations.num_layers)]
+    )
+    best = shares.flatten().topk(number)
+    return tuple(
+        (f"L{int(i) // shares.shape[1]}H{int(i) % shares.shape[1]}", float(v))
+        for v, i in zip(best.values, best.indices, strict=True)
+    )
+
+
+__all__ = ["Showcase", "showcase"]

@@ -1,0 +1,128 @@
+"""Self-contained pages: one file, no network, safe with any token.
+
+Everything a page shows is inside it. Its content security policy forbids requests, and no text of a model or user is ever
+parsed as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+class Part(Protocol):
+    """What can stand on a page."""
+
+    def to_html(self) -> str:
+        """Markup for the body of a page, everything in it escaped."""
+
+
+def shown(text: str) -> str:
+    """Text as it can stand in HTML or SVG: escaped, line ends visible, no character that XML forbids."""
+    visible = "".join(_INVISIBLE.get(c, c) for c in text)
+    return html.escape(_NOT_IN_XML.sub("\ufffd", visible), quote=True)
+
+
+def shortened(text: str, width: int = 12) -> str:
+    """Text cut to a width, with an ellipsis."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of plain text."""
+
+    text: str
+
+    def to_html(self) -> str:
+        """See `Part.to_html`."""
+        return f"<p>{shown(self.text)}</p>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of plain text.
+
+    Attributes:
+        title: above it.
+        headers: of the columns.
+        rows: of cells.
+    """
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def to_html(self) -> str:
+        """See `Part.to_html`."""
+        head = "".join(f'<th scope="col">{shown(h)}</th>' for h in self.headers)
+        body = "".join(
+            "<tr>" + "".join(f"<td><bdi>{shown(cell)}</bdi></td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        return f"<table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #ffffff; --line: #d1d9e0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117; --line: #3d444d; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; padding: 0 1rem;
+  max-width: 72rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; }
+p, caption { max-width: 48rem; }
+figure { margin: 2rem 0; overflow-x: auto; }
+figcaption, caption { color: var(--soft); font-size: .875rem; text-align: left; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: left; white-space: pre; }
+caption { caption-side: top; padding-bottom: .5rem; white-space: normal; }
+summary { cursor: pointer; color: var(--soft); font-size: .875rem; }
+bdi { white-space: pre; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A page of several parts.
+
+    Attributes:
+        title: of the page.
+        parts: what stands on it, in order.
+    """
+
+    title: str
+    parts: tuple[Part, ...]
+
+    def to_html(self) -> str:
+        """The whole page as one file.
+
+        Example:
+            >>> "default-src 'none'" in Document(title="x", parts=(Paragraph("y"),)).to_html()
+            True
+        """
+        body = "\n".join(part.to_html() for part in self.parts)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+            "img-src data:\">\n"
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{shown(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<h1>{shown(self.title)}</h1>\n{body}\n</body>\n</html>\n"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file."""
+        target = Path(path)
+        target.write_text(self.to_html(), encoding="utf-8")
+        return target
+
+    def _repr_html_(self) -> str:
+        return f'<iframe sandbox srcdoc="{html.escape(self.to_html(), quote=True)}" width="100%" height="480"></iframe>'
+
+
+__all__ = ["STYLE", "Document", "Paragraph", "Part", "Table", "shortened", "shown"]
