@@ -6,6 +6,7 @@ Results go to standard output, notes and errors to standard error. Wrong use and
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -117,7 +118,7 @@ def _cache(arguments: argparse.Namespace) -> None:
     model, tokenizer = _load(arguments)
     sites = [name for part in arguments.sites for name in part.split(",") if name] if arguments.sites else None
     activations = ActivationCache(model, tokenizer, sites=sites).run(arguments.text)
-    shapes = {}
+    shapes: dict[str, list[Any]] = {}
     for site in activations.sites:
         shapes.setdefault(site.component, []).append(site)
     print(table(["token", ""], [(str(n), repr(t)) for n, t in enumerate(activations.tokens)]))
@@ -188,7 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     from interp_toolkit import __version__
 
     parser = argparse.ArgumentParser(
-        prog="interp-toolkit", description="Look inside any Hugging Face causal language model, and intervene on it."
+        prog="interp-toolkit",
+        description="Look inside any Hugging Face causal language model, and intervene on it.",
     )
     parser.add_argument("--version", action="version", version=f"interp-toolkit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -214,15 +216,28 @@ def _patch_options(patch: argparse.ArgumentParser) -> None:
     patch.add_argument("--clean", required=True, metavar="TEXT", help="the prompt that shows the behaviour")
     patch.add_argument("--corrupt", required=True, metavar="TEXT", help="the matched prompt that does not")
     patch.add_argument("--target", required=True, metavar="TOKEN", help="the clean answer, such as Paris")
-    patch.add_argument("--foil", metavar="TOKEN", help="the answer it is compared with; the corrupt prompt's best if not given")
-    patch.add_argument("--component", default="resid", metavar="NAME", help="resid, attn, mlp, head, q, k, v, ... or L5H1")
+    patch.add_argument(
+        "--foil",
+        metavar="TOKEN",
+        help="the answer it is compared with; the corrupt prompt's best if not given",
+    )
+    patch.add_argument(
+        "--component", default="resid", metavar="NAME", help="resid, attn, mlp, head, q, k, v, ... or L5H1"
+    )
     patch.add_argument("--layer", type=int, metavar="N")
     patch.add_argument("--head", type=int, metavar="N")
     patch.add_argument("--neuron", type=int, metavar="N")
     where = patch.add_mutually_exclusive_group()
-    where.add_argument("--position", type=int, metavar="N", help="one position; negative counts from the end (default: all)")
+    where.add_argument(
+        "--position", type=int, metavar="N", help="one position; negative counts from the end (default: all)"
+    )
     where.add_argument("--span", metavar="TEXT", help="the tokens of this part of the prompt")
-    patch.add_argument("--direction", choices=["denoise", "noise"], default="denoise", help="clean into corrupt, or the reverse")
+    patch.add_argument(
+        "--direction",
+        choices=["denoise", "noise"],
+        default="denoise",
+        help="clean into corrupt, or the reverse",
+    )
     patch.add_argument("--align", choices=["left", "right"], help="how prompts of different lengths line up")
     patch.add_argument("-o", "--output", type=Path, metavar="FILE", help="a JSON file to write")
     patch.set_defaults(command=_patch)
@@ -234,7 +249,9 @@ def _model_options(parser: argparse.ArgumentParser, *, positional: bool = True) 
     else:
         parser.add_argument("--model", default="demo", help="'demo' (default), a hub id, or a folder")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (default: the model's own)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (default: the model's own)"
+    )
 
 
 # --- means --------------------------------------------------------------------------------------------------------
@@ -287,17 +304,18 @@ def _is_number(text: str) -> bool:
 def _by_layer(effects: dict[str, tuple[float, ...]]) -> str:
     layers = range(len(next(iter(effects.values()))))
     rows = [
-        (str(n), *(cell for values in effects.values() for cell in (_share(values[n]), _bar(values[n])))) for n in layers
+        (str(n), *(cell for values in effects.values() for cell in (_share(values[n]), _bar(values[n]))))
+        for n in layers
     ]
     return table(["layer", *(cell for name in effects for cell in (name, ""))], rows)
 
 
 def _share(value: float) -> str:
-    return "–" if value != value else f"{value + 0.0 if abs(value) >= 0.005 else 0.0:.2f}"
+    return "–" if math.isnan(value) else f"{value + 0.0 if abs(value) >= 0.005 else 0.0:.2f}"
 
 
 def _bar(value: float, width: int = 10) -> str:
-    return "" if value != value else ("█" if value > 0 else "░") * min(width, round(abs(value) * width))
+    return "" if math.isnan(value) else ("█" if value > 0 else "░") * min(width, round(abs(value) * width))
 
 
 def _times(path: str, multiplier: float) -> str:

@@ -1,11 +1,12 @@
 """A first look at one fact in a model: what `interp-toolkit demo` shows.
 
-Which heads look at the subject of "The capital of France is", and at which layers and positions the Eiffel Tower turns into
-Paris.
+Which heads look at the subject of "The capital of France is", and at which layers and positions the Eiffel Tower
+turns into Paris.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class Showcase:
 
     def strongest(self, place: str, component: str) -> tuple[int, float]:
         """The layer with the largest effect, and that effect."""
-        values = [0.0 if v != v else v for v in self.effects[place][component]]
+        values = [0.0 if math.isnan(v) else v for v in self.effects[place][component]]
         layer = max(range(len(values)), key=lambda n: abs(values[n]))
         return layer, values[layer]
 
@@ -65,9 +66,12 @@ class Showcase:
         at_subject, at_last = self.effects[subject]["resid"], self.effects[last]["resid"]
         behind = min(layer + 1, len(at_last) - 1)
         return (
-            f"Attention of layer {layer} is what brings the answer to {last}: put there alone, the clean run's output restores "
-            f"{share:.0%} of {self.target!r} over {self.foil!r}. The residual stream at {last} carries {at_last[layer]:.0%} in "
-            f"front of that layer and {at_last[behind]:.0%} behind it; at {subject} it carries {at_subject[0]:.0%} at layer 0, "
+            f"Attention of layer {layer} is what brings the answer to {last}: put there alone, the clean run's "
+            "output restores "
+            f"{share:.0%} of {self.target!r} over {self.foil!r}. The residual stream at {last} carries "
+            f"{at_last[layer]:.0%} in "
+            f"front of that layer and {at_last[behind]:.0%} behind it; at {subject} it carries {at_subject[0]:.0%} "
+            "at layer 0, "
             f"{at_subject[layer]:.0%} at layer {layer} and {at_subject[behind]:.0%} at layer {behind}."
         )
 
@@ -80,8 +84,10 @@ class Showcase:
                 columns=[str(n) for n in range(len(next(iter(by_component.values()))))],
                 title=f"Patching “{self.clean}” into “{self.corrupt}”, at {place}",
                 caption=(
-                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of the clean "
-                    "run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is the residual "
+                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of "
+                    "the clean "
+                    "run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is "
+                    "the residual "
                     "stream in front of the block, attn and mlp are what the sublayers add to it."
                 ),
                 column_name="layer",

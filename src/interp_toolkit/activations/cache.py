@@ -17,7 +17,7 @@ from interp_toolkit.model.positions import PositionsLike, positions
 from interp_toolkit.model.run import editing, expand
 from interp_toolkit.model.session import Wish, logits_of
 from interp_toolkit.model.sites import Site
-from interp_toolkit.model.tokens import Inputs, Tokens, encode, tokenizer_for
+from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
 from interp_toolkit.provenance import provenance_of
 
@@ -47,11 +47,11 @@ class ActivationCache:
 
     What costs what, relative to a plain forward pass:
 
-    - the residual stream, sublayer outputs, queries, keys, values, `z`, neurons and logits cost a copy each, and are what
-      `run` reads if `sites` is not given;
-    - attention scores and patterns (`head * pos * pos` numbers a layer) and head outputs (`head` times a residual stream)
-      are dear. They are computed when they are first asked for, from queries and keys or from `z`, with the model's own
-      attention function and no further forward pass; name them in `sites` to have them computed in the run.
+    - the residual stream, sublayer outputs, queries, keys, values, `z`, neurons and logits cost a copy each, and are
+      what `run` reads if `sites` is not given;
+    - attention scores and patterns (`head * pos * pos` numbers a layer) and head outputs (`head` times a residual
+      stream) are dear. They are computed when they are first asked for, from queries and keys or from `z`, with the
+      model's own attention function and no further forward pass; name them in `sites` to have them computed in the run.
 
     Args:
         model: a causal language model, as it is.
@@ -146,9 +146,9 @@ class ActivationCache:
             options: for the model's `generate`, such as `max_new_tokens=20, do_sample=False`.
 
         Returns:
-            The activations at the prompt's and the generated positions; the last generated token was never run, so it is not
-            among them. Scores and patterns are there if they were named in `sites`; logits are at the last prompt position
-            and behind it.
+            The activations at the prompt's and the generated positions; the last generated token was never run, so
+            it is not among them. Scores and patterns are there if they were named in `sites`; logits are at the last
+            prompt position and behind it.
 
         Raises:
             RunError: for beam search, whose rows are not those of the prompts.
@@ -159,7 +159,12 @@ class ActivationCache:
         device = next(self.model.parameters()).device
         reads = [site for site in self.sites if site.component != "logits"]
         with editing(
-            self.model, read=reads, keep=self._keep(prompt), device=self.device, dtype=self.dtype, layout=self._layout
+            self.model,
+            read=reads,
+            keep=self._keep(prompt),
+            device=self.device,
+            dtype=self.dtype,
+            layout=self._layout,
         ) as watched:
             given = {"input_ids": prompt.ids.to(device), "attention_mask": prompt.mask.to(device)}
             sequences = self.model.generate(**given, **options)  # type: ignore[operator]
@@ -174,14 +179,15 @@ class ActivationCache:
         )
 
     def _chosen(
-        self, sites: str | Site | Sequence[str | Site] | None, layers: Iterable[int] | None, stop_at: int | None
+        self,
+        sites: str | Site | Sequence[str | Site] | None,
+        layers: Iterable[int] | None,
+        stop_at: int | None,
     ) -> list[Site]:
         wiring = self._wiring
         number = wiring.layout.num_layers
-        if sites is None:
-            found = [site for name in CHEAP for site in wiring.available(name)]
-        else:
-            found = expand(sites, wiring)
+        cheap = [site for name in CHEAP for site in wiring.available(name)]
+        found = cheap if sites is None else expand(sites, wiring)
         if layers is not None:
             wanted = {Site("resid_pre", layer).at_depth(number).layer for layer in layers}
             found = [site for site in found if site.layer is None or site.layer in wanted]
@@ -193,10 +199,7 @@ class ActivationCache:
         return sorted(found, key=lambda site: site.depth(number))
 
     def _encode(self, inputs: Inputs | Tokens, side: Any = None) -> Tokens:
-        tokenizer = self.tokenizer
-        first = inputs[0] if isinstance(inputs, Sequence) and len(inputs) else inputs
-        if tokenizer is None and isinstance(first, str):
-            tokenizer = tokenizer_for(self.model)
+        tokenizer = tokenizer_for(self.model, self.tokenizer) if is_text(inputs) else self.tokenizer
         return encode(inputs, tokenizer=tokenizer, padding_side=side)
 
     def _keep(self, tokens: Tokens) -> Any:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp_toolkit.errors import FileFormatError, SiteError, UnavailableSiteError, UnknownSiteError
+from interp_toolkit.errors import FileFormatError, SiteError, UnavailableSiteError
 from interp_toolkit.model.attention import Squares
 from interp_toolkit.model.heads import head_outputs
 from interp_toolkit.model.positions import Positions
@@ -28,8 +28,8 @@ _FORMAT = "interp_toolkit.activations/1"
 class Activations:
     """The activations of one run. Made by `ActivationCache.run`.
 
-    Shapes below are for several prompts; one prompt has no `batch` axis. In a padded batch, positions of padding hold NaN
-    (in patterns: zeros), so that a mean over them cannot pass unnoticed; `mask` says which positions are real.
+    Shapes below are for several prompts; one prompt has no `batch` axis. In a padded batch, positions of padding
+    hold NaN (in patterns: zeros), so that a mean over them cannot pass unnoticed; `mask` says which positions are real.
 
     Args:
         readings: tensors by site, with a batch axis.
@@ -68,7 +68,9 @@ class Activations:
         return sorted(self._readings, key=lambda site: site.depth(self.num_layers))
 
     def __getitem__(self, site: Site | str) -> Tensor:
-        """An activation by its site, in any spelling that `Site.parse` reads: `activations["blocks.6.hook_resid_post"]`.
+        """An activation by its site.
+
+        Every spelling that `Site.parse` reads will do, such as `activations["blocks.6.hook_resid_post"]`.
 
         Raises:
             UnknownSiteError: for a name that means nothing.
@@ -205,9 +207,7 @@ class Activations:
             num_layers=self.num_layers,
             keep=self._keep,
             wiring=self._wiring,
-            squares={
-                layer: _squares_of_row(self, layer, row, columns) for layer in self._squares
-            },
+            squares={layer: _squares_of_row(self, layer, row, columns) for layer in self._squares},
         )
 
     @property
@@ -223,9 +223,7 @@ class Activations:
         prompts = shown if len(lengths) == 1 else f"{len(lengths)} prompts of {min(lengths)}-{max(lengths)} tokens"
         kinds = list(dict.fromkeys(site.component for site in self.sites))
         name = Path(self.provenance.model).name
-        return (
-            f"Activations({name}, {prompts}, {len(self)} sites ({', '.join(kinds)}), {self.nbytes / 2**20:.1f} MiB)"
-        )
+        return f"Activations({name}, {prompts}, {len(self)} sites ({', '.join(kinds)}), {self.nbytes / 2**20:.1f} MiB)"
 
     # --- files -----------------------------------------------------------------------------------------------
 
@@ -316,17 +314,16 @@ class Activations:
 
     def _compute_squares(self, site: Site) -> None:
         squares = self._squares.get(site.layer or 0)
-        qkv = [self._readings.get(Site(name, site.layer)) for name in ("q", "k", "v")]
-        if squares is None or self._wiring is None or any(x is None for x in qkv):
+        sites = [Site(name, site.layer) for name in ("q", "k", "v")]
+        if squares is None or self._wiring is None or any(s not in self._readings for s in sites):
             return
+        qkv = [self._readings[s] for s in sites]
         self._wiring.check(site)
         module = self._wiring.at(site.layer or 0, self._wiring.layout.projection)
         like = next(iter(module.parameters()), qkv[0])
-        found = squares(*(x.to(device=like.device, dtype=_float_of(like, x)) for x in qkv))  # type: ignore[union-attr]
+        found = squares(*(x.to(device=like.device, dtype=_float_of(like, x)) for x in qkv))
         for name, x in found.items():
-            first = qkv[0]
-            if first is not None:
-                self._readings[Site(name, site.layer)] = x.detach().to(device=first.device, dtype=first.dtype)
+            self._readings[Site(name, site.layer)] = x.detach().to(device=qkv[0].device, dtype=qkv[0].dtype)
 
     def _compute_heads(self, site: Site) -> None:
         z = self._readings.get(Site("z", site.layer))
@@ -335,9 +332,7 @@ class Activations:
         self._wiring.check(site)
         like = next(iter(self._wiring.at(site.layer or 0, self._wiring.layout.projection).parameters()), z)
         with torch.no_grad():
-            heads = head_outputs(
-                self._wiring, site.layer or 0, z.to(device=like.device, dtype=_float_of(like, z))
-            )
+            heads = head_outputs(self._wiring, site.layer or 0, z.to(device=like.device, dtype=_float_of(like, z)))
         self._readings[site] = heads.to(device=z.device, dtype=z.dtype)
 
     def _shown(self, site: Site, x: Tensor) -> Tensor:

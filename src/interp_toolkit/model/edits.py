@@ -106,8 +106,8 @@ class Edit:
         Raises:
             EditError: when a direction is zero or not finite.
         """
-        basis = torch.atleast_2d(torch.as_tensor(direction)).detach()
-        wide = basis.to(torch.float64)
+        basis = torch.as_tensor(direction).detach()
+        wide = (basis[None] if basis.ndim == 1 else basis).to(torch.float64)
         if not torch.isfinite(wide).all() or (wide.norm(dim=-1) == 0).any():
             raise EditError("project_out needs directions that are finite and not zero")
         q, r = torch.linalg.qr(wide.mT)
@@ -125,8 +125,8 @@ class Edit:
     ) -> Edit:
         """Replace the activation by `function(activation)`.
 
-        The function sees the whole tensor of the site and returns one of the same shape, out of place; only the selected
-        positions and rows of it are used.
+        The function sees the whole tensor of the site and returns one of the same shape, out of place; only the
+        selected positions and rows of it are used.
         """
         if not callable(function):
             raise EditError(f"Edit.apply needs a function of a tensor, not {type(function).__name__}")

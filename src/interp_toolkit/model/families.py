@@ -1,7 +1,7 @@
 """What differs between model families: the only file with their names in it.
 
-`layout_of` starts from the names that most decoders share (`Family()`), and applies the row of the model's type. Nothing
-here is trusted: `verify` proves every entry on the model itself before it is used.
+`layout_of` starts from the names that most decoders share (`Family()`), and applies the row of the model's type.
+Nothing here is trusted: `verify` proves every entry on the model itself before it is used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,14 @@ class Family:
     )
     parallel: Callable[[Any], bool] = field(default=lambda config: False)
     multiplier: str | None = None
-    final_norm: tuple[str, ...] = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm")
+    final_norm: tuple[str, ...] = (
+        "norm",
+        "ln_f",
+        "final_layer_norm",
+        "final_layernorm",
+        "norm_f",
+        "final_norm",
+    )
     note: str = ""
 
 
@@ -94,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": _POST_NORM,
     "falcon": Family(
         parallel=lambda config: bool(config.new_decoder_architecture or config.parallel_attn),
-        note="with the new decoder architecture keys and values are repeated before attention: k and v have one per head",
+        note="with the new decoder architecture, keys and values are repeated before attention: one per head",
     ),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,

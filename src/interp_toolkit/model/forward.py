@@ -53,11 +53,15 @@ def model_inputs(wiring: Wiring, tokens: Tokens) -> dict[str, Any]:
     if not tokens.padded:
         return inputs
     if "attention_mask" not in accepts:
-        raise RunError(f"{wiring.layout.model_type} takes no attention mask, so prompts of different lengths need one run each")
+        raise RunError(
+            f"{wiring.layout.model_type} takes no attention mask, so prompts of different lengths need one run each"
+        )
     side = "left" if bool((tokens.mask[:, 0] == 0).any()) else "right"
     reason = wiring.padding.get(side)
     if reason is not None:
-        raise RunError(f"prompts padded on the {side} give wrong results in this {wiring.layout.model_type} model: {reason}")
+        raise RunError(
+            f"prompts padded on the {side} give wrong results in this {wiring.layout.model_type} model: {reason}"
+        )
     inputs["attention_mask"] = mask
     if "position_ids" in accepts:
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)

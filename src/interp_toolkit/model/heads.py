@@ -1,7 +1,7 @@
 """What each head writes: `z @ W_O` head by head.
 
-The heads' outputs and the projection's bias sum to `attn_out`. Where a norm stands between the projection and the residual
-stream (Gemma 2, OLMo 2), heads are not linear in it; the norm's own scale in this run is then taken as a
+The heads' outputs and the projection's bias sum to `attn_out`. Where a norm stands between the projection and the
+residual stream (Gemma 2, OLMo 2), heads are not linear in it; the norm's own scale in this run is then taken as a
 constant, so that the sum still holds.
 """
 
@@ -19,22 +19,24 @@ def head_outputs(
 ) -> Float[Tensor, "batch pos head d_model"]:
     """What each head adds to the residual stream.
 
-    Costs one projection a head where weights can be cut (`torch.nn.Linear`, `Conv1D`); quantised and adapted projections
-    are run once for each head.
+    Costs one projection a head where weights can be cut (`torch.nn.Linear`, `Conv1D`); quantised and adapted
+    projections are run once for each head.
     """
     layout = wiring.layout
     projection = wiring.at(layer, layout.projection)
-    heads = _by_head(projection, z)
+    heads: Tensor = _by_head(projection, z)
     if layout.attn_norm is not None:
         heads = heads * _norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))[..., None, :]
     return heads if layout.multiplier == 1.0 else heads * layout.multiplier
 
 
-def projection_bias(wiring: Wiring, layer: int, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+def projection_bias(
+    wiring: Wiring, layer: int, z: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "batch pos d_model"]:
     """What the output projection adds beside the heads: its bias, through norm and multiplier."""
     layout = wiring.layout
     projection = wiring.at(layer, layout.projection)
-    bias = projection(torch.zeros_like(z[:, :, 0].flatten(-1)).repeat_interleave(z.shape[2], dim=-1))
+    bias: Tensor = projection(torch.zeros_like(z[:, :, 0].flatten(-1)).repeat_interleave(z.shape[2], dim=-1))
     if layout.attn_norm is not None:
         bias = bias * _norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))
     return bias * layout.multiplier
@@ -44,11 +46,13 @@ def weight_by_head(projection: nn.Module, heads: int) -> Float[Tensor, "head d_h
     """`W_O` cut into heads, or None where the weights cannot be read as a matrix."""
     from transformers.pytorch_utils import Conv1D
 
-    if type(projection) is nn.Linear:
-        return projection.weight.T.unflatten(0, (heads, -1))
-    if type(projection) is Conv1D:
-        return projection.weight.unflatten(0, (heads, -1))
-    return None
+    # Subclasses quantise, adapt or parametrise their weights; offloaded weights are not here.
+    weight = getattr(projection, "weight", None)
+    if type(projection) not in (nn.Linear, Conv1D) or not isinstance(weight, Tensor) or weight.is_meta:
+        return None
+    inputs_first: Tensor = weight.T if type(projection) is nn.Linear else weight
+    by_head: Tensor = inputs_first.unflatten(0, (heads, -1))
+    return by_head
 
 
 def _by_head(projection: nn.Module, z: Tensor) -> Tensor:
@@ -67,13 +71,14 @@ def _by_head(projection: nn.Module, z: Tensor) -> Tensor:
 def _norm_scale(norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
     """By what a root-mean-square norm multiplies each entry of `x`.
 
-    It is a gain per channel times one number per position. The gain shows on a vector of ones, up to a factor; that factor
-    and the number follow by least squares, so neither the norm's epsilon nor the form of its weight need be known.
+    It is a gain per channel times one number per position. The gain shows on a vector of ones, up to a factor; that
+    factor and the number follow by least squares, so neither the norm's epsilon nor the form of its weight need be
+    known.
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    gain = norm(torch.ones_like(x[:1, :1])).to(wide)
+    gain: Tensor = norm(torch.ones_like(x[:1, :1])).to(wide)
     raw, normed = x.to(wide) * gain, norm(x).to(wide)
-    per_position = (raw * normed).sum(-1, keepdim=True) / (raw * raw).sum(-1, keepdim=True).clamp_min(1e-30)
+    per_position: Tensor = (raw * normed).sum(-1, keepdim=True) / (raw * raw).sum(-1, keepdim=True).clamp_min(1e-30)
     return (gain * per_position).to(x.dtype)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -43,8 +43,8 @@ class Layout:
         multiplier: what both outputs are multiplied by before they are added.
         final_norm: the last norm. None if the model has none.
         unembed: the unembedding.
-        attention_kind: `"interface"` if attention goes through the registered attention functions of transformers, `"own"`
-            if the module computes it itself.
+        attention_kind: `"interface"` if attention goes through the registered attention functions of transformers,
+            `"own"` if the module computes it itself.
         note: what is special about the family.
     """
 
@@ -95,7 +95,8 @@ def base_of(model: nn.Module) -> nn.Module:
         for name, adapter in getattr(model, "peft_config", {}).items():
             if getattr(adapter, "is_prompt_learning", False):
                 raise UnsupportedModelError(
-                    f"the adapter {name!r} ({type(adapter).__name__}) puts virtual tokens in front of the prompt, so positions "
+                    f"the adapter {name!r} ({type(adapter).__name__}) puts virtual tokens in front of the prompt, "
+                    "so positions "
                     "would not be those of the text; adapters on weights (LoRA and its kin) work"
                 )
         base: nn.Module = unwrap()
@@ -107,7 +108,8 @@ def _refuse_compiled(model: nn.Module) -> None:
     compiled = hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
     if compiled:
         raise UnsupportedModelError(
-            "the model is compiled: a compiled graph does not see readings and edits. Use the model from before torch.compile "
+            "the model is compiled: a compiled graph does not see readings and edits. Use the model from before "
+            "torch.compile "
             "(compiled._orig_mod), or load it again"
         )
 
@@ -116,8 +118,8 @@ def layout_of(model: nn.Module) -> Layout:
     """Find out which submodule is what, for any Hugging Face decoder.
 
     Raises:
-        UnsupportedModelError: when the model is not a decoder with an unembedding, or its blocks, attention or MLP are not
-            found; the message says which and what to do.
+        UnsupportedModelError: when the model is not a decoder with an unembedding, or its blocks, attention or MLP
+            are not found; the message says which and what to do.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -161,7 +163,8 @@ def _text_config(base: nn.Module) -> Any:
     config = getattr(base, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise UnsupportedModelError(
-            f"{type(base).__name__} has no Hugging Face config: pass layout=Layout(...) that says which submodule is what"
+            f"{type(base).__name__} has no Hugging Face config: pass layout=Layout(...) that says which submodule "
+            "is what"
         )
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -169,7 +172,8 @@ def _text_config(base: nn.Module) -> Any:
         )
     if not getattr(base, "can_generate", lambda: True)():
         raise UnsupportedModelError(
-            f"{type(base).__name__} cannot generate: it is an encoder, or a model without an unembedding. Load a causal "
+            f"{type(base).__name__} cannot generate: it is an encoder, or a model without an unembedding. Load a "
+            "causal "
             "language model with AutoModelForCausalLM"
         )
     return config.get_text_config(decoder=True)
@@ -194,7 +198,8 @@ def _first(block: nn.Module, paths: tuple[str, ...], what: str, model_type: str)
     if found is None:
         children = sorted(name for name, _ in block.named_children())
         raise UnsupportedModelError(
-            f"{model_type}: no {what} found in its blocks (looked for {', '.join(paths)}; a block holds {', '.join(children)}): "
+            f"{model_type}: no {what} found in its blocks (looked for {', '.join(paths)}; a block holds "
+            f"{', '.join(children)}): "
             "pass layout=Layout(...) that names it"
         )
     return found
@@ -217,8 +222,9 @@ def _final_norm(base: nn.Module, blocks_path: str, family: Family) -> str | None
 
 
 def _unembed(base: nn.Module) -> str:
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    names = [name for name, module in base.named_modules() if module is head] if head is not None else []
+    find: Callable[[], nn.Module | None] | None = getattr(base, "get_output_embeddings", None)
+    head = None if find is None else find()
+    names: list[str] = [] if head is None else [name for name, module in base.named_modules() if module is head]
     if not names:
         raise UnsupportedModelError(
             f"{type(base).__name__} has no unembedding: load it with AutoModelForCausalLM, or pass layout=Layout(...)"

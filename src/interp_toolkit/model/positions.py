@@ -244,4 +244,15 @@ def _check_range(indices: Sequence[int], length: int, row: int, tokens: Tokens) 
             )
 
 
-__all__ = ["At", "Everywhere", "Generated", "PerRow", "Positions", "PositionsLike", "Prompt", "Range", "Span", "positions"]
+__all__ = [
+    "At",
+    "Everywhere",
+    "Generated",
+    "PerRow",
+    "Positions",
+    "PositionsLike",
+    "Prompt",
+    "Range",
+    "Span",
+    "positions",
+]

@@ -19,10 +19,10 @@ from interp_toolkit.errors import EditError, RunError, UnknownSiteError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
-from interp_toolkit.model.positions import PerRow, Positions, PositionsLike, positions
+from interp_toolkit.model.positions import At, Everywhere, PerRow, Positions, PositionsLike, positions
 from interp_toolkit.model.session import Key, Session, Wish, logits_of
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
-from interp_toolkit.model.tokens import Inputs, Tokens, encode, tokenizer_for
+from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
 from interp_toolkit.model.wiring import Wiring
 
@@ -56,7 +56,9 @@ class Run(Mapping[Site, Tensor]):
         whole = self.readings.get(asked.whole)
         dim = asked.kind.index_dim
         if whole is None or asked.index is None or dim is None:
-            raise UnknownSiteError(f"{asked} was not read; this run has {', '.join(map(str, self.readings)) or 'nothing'}")
+            raise UnknownSiteError(
+                f"{asked} was not read; this run has {', '.join(map(str, self.readings)) or 'nothing'}"
+            )
         return whole.select(dim, asked.index)
 
     def __iter__(self) -> Iterator[Site]:
@@ -94,8 +96,8 @@ def run(
         edits: what to change.
         logits: positions whose logits are wanted: `"last"`, `"all"`, numbers, or None for none. Each prompt must have
             the same number of them. With nothing to read, all logits are returned.
-        start: a layer and the residual stream in front of it: earlier blocks do not run. The inputs still say which tokens
-            are real.
+        start: a layer and the residual stream in front of it: earlier blocks do not run. The inputs still say which
+            tokens are real.
         keep: positions of the readings to keep; None keeps all. Logits are kept as asked.
         grad: keep the graph, so that readings can be differentiated with `torch.autograd.grad`. Readings are then not
             copied to another device or dtype.
@@ -125,7 +127,7 @@ def run(
     reads = expand(read, wiring)
     bound = tuple(bind(edit, wiring, tokens) for edit in edits)
     wanted = positions("all") if logits is None and (not reads or Site("logits") in reads) else logits
-    at = None if wanted is None else columns_of(positions(wanted).bind(tokens), tokens, whole=wanted == "all")
+    at = None if wanted is None else columns_of(positions(wanted).bind(tokens), tokens)
     wish = Wish(
         reads=frozenset(reads),
         edits=bound,
@@ -276,47 +278,55 @@ def bind(edit: Edit, wiring: Wiring, tokens: Tokens | None) -> Edit:
         EditError: when it names rows that are not there.
     """
     if not isinstance(edit, Edit):
-        raise EditError(f"edits are made by Edit.set, add, scale, project_out or apply; this is a {type(edit).__name__}")
+        raise EditError(
+            f"edits are made by Edit.set, add, scale, project_out or apply; this is a {type(edit).__name__}"
+        )
     where = edit.positions if tokens is None else edit.positions.bind(tokens)
     rows = edit.rows
     if rows is not None and tokens is not None and any(not -len(tokens) <= row < len(tokens) for row in rows):
         raise EditError(f"{edit!r} names rows that are not in the batch: it has {len(tokens)}, 0 to {len(tokens) - 1}")
-    if edit.site.component == "embed" or edit.site.layer is None:
-        site = wiring.check(edit.site)
-    else:
-        site = wiring.check(edit.site)
+    site = wiring.check(edit.site)
     return Edit(
-        site=site, operation=edit.operation, value=edit.value, function=edit.function, positions=where, rows=rows
+        site=site,
+        operation=edit.operation,
+        value=edit.value,
+        function=edit.function,
+        positions=where,
+        rows=rows,
     )
 
 
-def columns_of(where: Positions, tokens: Tokens, *, whole: bool = False) -> Int[Tensor, "batch n"] | None:
-    """The columns of the selected positions, or None for every column.
+def columns_of(where: Positions, tokens: Tokens) -> Int[Tensor, "batch n"] | None:
+    """The columns of the selected positions, in the order in which numbers were given; None for every column.
 
     Raises:
         RunError: when the rows have different numbers of them.
     """
-    if whole or repr(where) == "Everywhere()":
+    if isinstance(where, Everywhere):
         return None
+    if isinstance(where, At):
+        where = PerRow((where.indices,) * len(tokens))
     index = torch.where(tokens.mask.bool(), tokens.mask.cumsum(-1) - 1, -1)
     if isinstance(where, PerRow):
-        order = [[row.index(i % n) for i in chosen] for chosen, row, n in zip(
-            where.rows, index.tolist(), tokens.lengths.tolist(), strict=True)]
+        order = [
+            [row.index(i % n) for i in chosen]
+            for chosen, row, n in zip(where.rows, index.tolist(), tokens.lengths.tolist(), strict=True)
+        ]
         counts = {len(row) for row in order}
         if len(counts) == 1:
             return torch.tensor(order)
     selected = where.select(index, tokens.lengths)
     numbers = selected.sum(-1)
     if (numbers != numbers[0]).any() or not numbers[0]:
-        raise RunError(f"logits at {where} are {numbers.tolist()} positions in the rows; each row needs the same number, at least one")
+        raise RunError(
+            f"logits at {where} are {numbers.tolist()} positions in the rows; each row needs the same number, at "
+            "least one"
+        )
     return selected.nonzero()[:, 1].view(len(tokens), -1)
 
 
 def _tokenizer(model: nn.Module, inputs: Any, tokenizer: Any) -> Any:
-    text = isinstance(inputs, str) or (
-        isinstance(inputs, Sequence) and len(inputs) > 0 and isinstance(inputs[0], str)
-    )
-    return tokenizer_for(model, tokenizer) if text else tokenizer
+    return tokenizer_for(model, tokenizer) if is_text(inputs) else tokenizer
 
 
 def _start(start: tuple[int, Tensor] | None, wiring: Wiring) -> tuple[int, Tensor] | None:
@@ -324,7 +334,7 @@ def _start(start: tuple[int, Tensor] | None, wiring: Wiring) -> tuple[int, Tenso
         return None
     layer, residual = start
     site = Site("resid_pre", layer).at_depth(wiring.layout.num_layers)
-    if not isinstance(residual, Tensor) or residual.ndim != 3:
+    if residual.ndim != 3:
         raise RunError("start=(layer, residual) needs a residual stream of shape [batch, pos, d_model]")
     return int(site.layer or 0), residual
 
@@ -341,7 +351,9 @@ def _check_order(wish: Wish, wiring: Wiring) -> None:
         last = max(site.depth(number) for site in wish.reads)
         late = [repr(e) for e in wish.edits if e.site.depth(number) > last]
         if late:
-            raise RunError(f"the run stops after its deepest reading, before {', '.join(late)}: read further, or ask for logits")
+            raise RunError(
+                f"the run stops after its deepest reading, before {', '.join(late)}: read further, or ask for logits"
+            )
 
 
 def _check_fired(session: Session) -> None:

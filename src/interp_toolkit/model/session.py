@@ -1,8 +1,8 @@
 """The hooks of one run: the only place that touches a model, and puts everything back.
 
-A `Session` installs what its readings and edits need, sees every forward pass of the model until it ends, and removes it
-all in reverse, also after an exception. It acts only in its own thread and never inside an edit's function, so that runs
-on one model nest and never mix.
+A `Session` installs what its readings and edits need, sees every forward pass of the model until it ends, and
+removes it all in reverse, also after an exception. It acts only in its own thread and never inside an edit's
+function, so that runs on one model nest and never mix.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from interp_toolkit.errors import EditError, RunError
-from interp_toolkit.model.attention import Squares, watch_interface, watch_own
+from interp_toolkit.model.attention import Squares, Visitor, watch_interface
+from interp_toolkit.model.attention_own import watch_own
 from interp_toolkit.model.edits import Edit, apply_edit
 from interp_toolkit.model.heads import head_outputs
+from interp_toolkit.model.hooks import forward_replaced, see_input, see_output, tensor_name
 from interp_toolkit.model.positions import Positions
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.wiring import Wiring
@@ -28,8 +30,8 @@ from interp_toolkit.model.wiring import Wiring
 Key = tuple[str, int | None]
 
 
-class StopForward(BaseException):  # noqa: N818 - not an error, and no `except Exception` of a model may catch it
-    """Ends a forward pass whose deepest reading is done."""
+class StopForward(BaseException):
+    """Ends a forward pass whose deepest reading is done. No `except Exception` of a model may catch it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +165,8 @@ class Session:
     def _columns(self, component: str, x: Tensor) -> slice:
         """The columns that an activation holds.
 
-        Keys and values hold all positions so far, or the last of them behind a sliding cache; logits may be cut to the last
-        positions by `generate`.
+        Keys and values hold all positions so far, or the last of them behind a sliding cache; logits may be cut to
+        the last positions by `generate`.
         """
         if component in ("k", "v") or (component == "logits" and self.wish.logits_at is None):
             total = self.window.columns.stop
@@ -216,19 +218,17 @@ class Session:
             raise RunError(f"the positions to keep differ in number between the rows: {counts.tolist()}")
         index = selected.nonzero()[:, 1].view(len(selected), -1).to(x.device)
         dim = 2 if component in ("scores", "pattern") else 1
-        shape = [1] * x.ndim
-        shape[0], shape[dim] = index.shape
-        return x.gather(dim, index.view(shape).expand(*[index.shape[0] if d == 0 else index.shape[1] if d == dim
-                                                        else size for d, size in enumerate(x.shape)]))
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        return x.movedim(dim, 1)[rows, index].movedim(1, dim)
 
     # --- installing ------------------------------------------------------------------------------------------
 
     def _install(self, stack: ExitStack) -> None:
         wiring, layout = self.wiring, self.wiring.layout
-        stack.enter_context(_forward_replaced(wiring.base, self._watched_forward))
+        stack.enter_context(forward_replaced(wiring.base, self._watched_forward))
         if self.wish.start is not None:
             for block in list(wiring.blocks)[: self.wish.start[0]]:
-                stack.enter_context(_forward_replaced(block, self._passing))
+                stack.enter_context(forward_replaced(block, self._passing))
         layers = sorted({layer for _, layer in self._reads | set(self._edits) if layer is not None})
         for layer in layers:
             self._install_layer(stack, layer)
@@ -261,10 +261,8 @@ class Session:
 
     def _install_attention(self, stack: ExitStack, layers: Iterable[int]) -> None:
         names = ("q", "k", "v", "scores", "pattern")
-        watched = [
-            layer for layer in layers if any(self.wants(name, layer) for name in names)
-        ]
-        visitors = {
+        watched = [layer for layer in layers if any(self.wants(name, layer) for name in names)]
+        visitors: dict[nn.Module, Visitor] = {
             self.wiring.at(layer, self.wiring.layout.attention): _LayerVisitor(self, layer) for layer in watched
         }
         if self.wiring.layout.attention_kind == "interface":
@@ -274,29 +272,10 @@ class Session:
                 stack.enter_context(watch_own(module, visitor))
 
     def _pre(self, stack: ExitStack, module: nn.Module, see: Callable[[Tensor], Tensor]) -> None:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self.active():
-                return None
-            name = None if args else _first_tensor(kwargs)
-            x = args[0] if name is None else kwargs[name]
-            new = see(x)
-            if new is x:
-                return None
-            return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
-
-        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        see_input(stack, module, see, active=self.active)
 
     def _post(self, stack: ExitStack, module: nn.Module, see: Callable[[Tensor], Tensor]) -> None:
-        def hook(_: nn.Module, args: Any, output: Any) -> Any:
-            if not self.active():
-                return None
-            x = output[0] if isinstance(output, tuple) else output
-            new = see(x)
-            if new is x:
-                return None
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        stack.callback(module.register_forward_hook(hook).remove)
+        see_output(stack, module, see, active=self.active)
 
     # --- what the hooks do -----------------------------------------------------------------------------------
 
@@ -315,8 +294,10 @@ class Session:
         return forward
 
     def _next_window(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Window:
-        ids = args[0] if args else next(
-            (kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), None
+        ids = (
+            args[0]
+            if args
+            else next((kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), None)
         )
         if not isinstance(ids, Tensor):
             raise RunError("the model was called without input_ids or inputs_embeds")
@@ -328,7 +309,8 @@ class Session:
             mask = torch.ones(ids.shape[0], total)
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < total:
             raise RunError(
-                "positions need an attention mask of shape [batch, pos]; a prepared mask (static cache, packed prompts) hides "
+                "positions need an attention mask of shape [batch, pos]; a prepared mask (static cache, packed "
+                "prompts) hides "
                 "which tokens are real"
             )
         real = mask[:, :total].to("cpu").bool()
@@ -345,7 +327,9 @@ class Session:
         if self.wish.start is not None and layer == self.wish.start[0]:
             x = self.wish.start[1].to(device=raw.device, dtype=raw.dtype)
             if x.shape != raw.shape:
-                raise RunError(f"the residual to start from has shape {tuple(x.shape)}, the run needs {tuple(raw.shape)}")
+                raise RunError(
+                    f"the residual to start from has shape {tuple(x.shape)}, the run needs {tuple(raw.shape)}"
+                )
         first = 0 if self.wish.start is None else self.wish.start[0]
         if self.wish.grad and layer == first and not x.requires_grad:
             x = x.detach().requires_grad_()
@@ -359,7 +343,7 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not self.active():
                 return inner(*args, **kwargs)
-            x = args[0] if args else kwargs[_first_tensor(kwargs)]
+            x = args[0] if args else kwargs[tensor_name(kwargs)]
             return x if returns is None else (x, *[None] * (returns - 1))
 
         return forward
@@ -432,8 +416,7 @@ class _LayerVisitor:
         self.session = session
         self.layer = layer
 
-    @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         return len(self.session.window.index)
 
     def active(self) -> bool:
@@ -451,26 +434,6 @@ class _LayerVisitor:
     def defer(self, squares: Squares) -> None:
         if self.session.wish.defer:
             self.session.deferred[self.layer] = squares
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Put a function around a module's forward, and take it away again."""
-    inner, own = module.forward, module.__dict__.get("forward")
-    try:
-        module.forward = functools.wraps(inner)(wrap(inner))
-        yield
-    finally:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = own
-
-
-def _first_tensor(kwargs: dict[str, Any]) -> str:
-    if isinstance(kwargs.get("hidden_states"), Tensor):
-        return "hidden_states"
-    return next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
 
 
 def _rows(edit: Edit, batch: int, prompts: int) -> Tensor:

@@ -51,7 +51,10 @@ COMPONENTS: dict[str, Component] = {
     "embed": Component(axes=_STREAM, order=0, per_layer=False, meaning="what enters block 0"),
     "resid_pre": Component(axes=_STREAM, order=1, meaning="residual stream in front of the block"),
     "q": Component(
-        axes=_HEADS, order=2, index_axis="head", meaning="queries as attention uses them (after rotary and norm)"
+        axes=_HEADS,
+        order=2,
+        index_axis="head",
+        meaning="queries as attention uses them (after rotary and norm)",
     ),
     "k": Component(axes=_KV_HEADS, order=3, index_axis="kv_head", meaning="keys as attention uses them"),
     "v": Component(axes=_KV_HEADS, order=4, index_axis="kv_head", meaning="values as attention uses them"),
@@ -64,12 +67,18 @@ COMPONENTS: dict[str, Component] = {
     "attn_out": Component(axes=_STREAM, order=9, meaning="what attention adds to the residual stream"),
     "resid_mid": Component(axes=_STREAM, order=10, meaning="residual stream between attention and MLP"),
     "mlp_post": Component(
-        axes=("batch", "pos", "d_mlp"), order=11, index_axis="d_mlp", meaning="neurons: input of the down projection"
+        axes=("batch", "pos", "d_mlp"),
+        order=11,
+        index_axis="d_mlp",
+        meaning="neurons: input of the down projection",
     ),
     "mlp_out": Component(axes=_STREAM, order=12, meaning="what the MLP adds to the residual stream"),
     "resid_post": Component(axes=_STREAM, order=13, meaning="residual stream behind the block"),
     "final_norm": Component(
-        axes=_STREAM, order=14, per_layer=False, meaning="output of the final norm, as the unembedding sees it"
+        axes=_STREAM,
+        order=14,
+        per_layer=False,
+        meaning="output of the final norm, as the unembedding sees it",
     ),
     "logits": Component(axes=("batch", "pos", "vocab"), order=15, per_layer=False, meaning="the model's logits"),
 }

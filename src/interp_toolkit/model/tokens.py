@@ -7,10 +7,12 @@ for text, where each token lies in it. Padding never needs a padding token: mask
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -75,11 +77,15 @@ class Tokens:
             PositionError: when the prompt is not known as text, or the substring is not in it.
         """
         if self.texts is None or self.offsets is None:
-            raise PositionError(f"the tokens of {text!r} are not known: give the prompt as text (with a fast tokenizer)")
+            raise PositionError(
+                f"the tokens of {text!r} are not known: give the prompt as text (with a fast tokenizer)"
+            )
         prompt = self.texts[row]
         starts = [i for i in range(len(prompt)) if text and prompt.startswith(text, i)]
         if not -len(starts) <= occurrence < len(starts):
-            raise PositionError(f"{text!r} occurs {len(starts)} times in {prompt!r}, but occurrence {occurrence} was asked")
+            raise PositionError(
+                f"{text!r} occurs {len(starts)} times in {prompt!r}, but occurrence {occurrence} was asked"
+            )
         begin = starts[occurrence]
         end = begin + len(text)
         found = tuple(n for n, (a, b) in enumerate(self.offsets[row]) if a < end and b > begin and b > a)
@@ -121,15 +127,15 @@ def encode(
     """Make `Tokens` of whatever a user gives.
 
     Args:
-        inputs: a text, a list of texts, token ids (a list, a list of lists, a tensor of one or two axes), or a mapping with
-            `input_ids` and perhaps `attention_mask`, such as a tokenizer's encoding.
+        inputs: a text, a list of texts, token ids (a list, a list of lists, a tensor of one or two axes), or a
+            mapping with `input_ids` and perhaps `attention_mask`, such as a tokenizer's encoding.
         tokenizer: needed for text; otherwise used to show tokens.
         padding_side: where shorter prompts are padded; the tokenizer's own choice if it is not given, else left.
 
     Raises:
         TokenError: for empty prompts, a doubled start token, ids that are not integers, or text without a tokenizer.
     """
-    side = padding_side or getattr(tokenizer, "padding_side", "left")
+    side = str(padding_side or getattr(tokenizer, "padding_side", "left"))
     match inputs:
         case Tokens():
             return inputs
@@ -137,20 +143,35 @@ def encode(
             return _from_texts([inputs], tokenizer, side, single=True)
         case Tensor():
             return _from_tensor(inputs, None, tokenizer)
+        case np.ndarray():
+            return _from_tensor(torch.as_tensor(inputs), None, tokenizer)
         case Mapping():
             return _from_mapping(inputs, tokenizer)
-    if not isinstance(inputs, Sequence) or not len(inputs):
+    return _from_sequence(inputs, tokenizer, side)
+
+
+def _from_sequence(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, side: str) -> Tokens:
+    if not isinstance(inputs, Sequence) or not inputs:
         raise TokenError(f"expected text, token ids or an encoding, not {type(inputs).__name__} {inputs!r}")
     if all(isinstance(item, str) for item in inputs):
         return _from_texts([str(item) for item in inputs], tokenizer, side, single=False)
-    if all(isinstance(item, int) for item in inputs):
-        return _from_rows([list(inputs)], tokenizer, side, single=True)  # type: ignore[arg-type]
-    return _from_rows([[int(i) for i in row] for row in inputs], tokenizer, side, single=False)  # type: ignore[union-attr]
+    if all(isinstance(item, Integral) for item in inputs):
+        return _from_rows([_ids(inputs)], tokenizer, side, single=True)
+    return _from_rows([_ids(row) for row in inputs], tokenizer, side, single=False)
 
 
-def _from_texts(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase | None, side: str, *, single: bool
-) -> Tokens:
+def is_text(inputs: Any) -> bool:
+    """Whether a tokenizer is needed to run it."""
+    return isinstance(inputs, str) or (isinstance(inputs, Sequence) and bool(inputs) and isinstance(inputs[0], str))
+
+
+def _ids(row: Any) -> list[int]:
+    if isinstance(row, str) or not isinstance(row, Iterable) or not all(isinstance(i, Integral | Tensor) for i in row):
+        raise TokenError(f"a prompt is a text or a list of token ids, not {row!r}")
+    return [int(i) for i in row]
+
+
+def _from_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase | None, side: str, *, single: bool) -> Tokens:
     if tokenizer is None:
         raise TokenError("text was given, but no tokenizer: pass tokenizer= or token ids")
     rows, spans = [], []
@@ -160,7 +181,8 @@ def _from_texts(
         start = tokenizer.bos_token_id
         if start is not None and ids[:2] == [start, start]:
             raise TokenError(
-                f"the prompt {text!r} begins with the start token {tokenizer.bos_token!r}, and the tokenizer adds it too: "
+                f"the prompt {text!r} begins with the start token {tokenizer.bos_token!r}, and the tokenizer adds "
+                "it too: "
                 "leave it out of the text"
             )
         rows.append(ids)
@@ -218,11 +240,10 @@ def _from_mapping(inputs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase 
     if "input_ids" not in inputs:
         raise TokenError(f"an encoding needs input_ids, but has {sorted(inputs)}")
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    if not isinstance(ids, Tensor):
-        ids = torch.tensor(ids)
-    if mask is not None and not isinstance(mask, Tensor):
-        mask = torch.tensor(mask)
-    return _from_tensor(ids, mask, tokenizer)
+    rows = ids if isinstance(ids, Sequence) and ids and isinstance(ids[0], Sequence) else []
+    if len({len(row) for row in rows}) > 1:
+        return _from_sequence(rows, tokenizer, str(getattr(tokenizer, "padding_side", "left")))
+    return _from_tensor(torch.as_tensor(ids), None if mask is None else torch.as_tensor(mask), tokenizer)
 
 
 def token_string(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
@@ -233,9 +254,9 @@ def token_string(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     if tokenizer is None:
         return str(token)
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    symbol = tokenizer.convert_ids_to_tokens(token)
-    if not isinstance(symbol, str):
-        return str(token) if symbol is None else str(symbol)
+    symbol: str | None = tokenizer.convert_ids_to_tokens([token])[0]
+    if symbol is None:  # the model's vocabulary is larger than the tokenizer's
+        return str(token)
     if symbol.startswith("\u2581") and not text.startswith(" "):
         text = " " + text  # sentencepiece drops the leading space of a lone token
     return symbol if "\ufffd" in text or not text else text
@@ -266,7 +287,9 @@ def answer_token(prompt: str, answer: str | int, tokenizer: PreTrainedTokenizerB
     shown = "; ".join(
         f"{text!r} is {len(ids)} tokens {[token_string(tokenizer, i) for i in ids]}" for text, ids in tried.items()
     )
-    raise TokenError(f"the answer {answer!r} is not one token after the prompt: {shown}. Use a one-token answer or a token id")
+    raise TokenError(
+        f"the answer {answer!r} is not one token after the prompt: {shown}. Use a one-token answer or a token id"
+    )
 
 
 def _continuation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -300,8 +323,10 @@ def check_same_length(clean: Tokens, corrupt: Tokens) -> None:
         if len(a) != len(b):
             differ = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             raise AlignmentError(
-                f"the clean prompt has {len(a)} tokens and the corrupt one {len(b)}; they first differ at position {differ}:\n"
-                f"{side_by_side(a, b)}\nUse prompts of equal length, or say how they line up: align='right', 'left' or a map"
+                f"the clean prompt has {len(a)} tokens and the corrupt one {len(b)}; they first differ at position "
+                f"{differ}:\n"
+                f"{side_by_side(a, b)}\nUse prompts of equal length, or say how they line up: align='right', "
+                "'left' or a map"
             )
 
 

@@ -98,7 +98,9 @@ class Wiring:
         resolved = site.at_depth(self.layout.num_layers)
         reason = self.refused.get(resolved.whole)
         if reason is not None:
-            raise UnavailableSiteError(f"{resolved.whole} is not available in this {self.layout.model_type} model: {reason}")
+            raise UnavailableSiteError(
+                f"{resolved.whole} is not available in this {self.layout.model_type} model: {reason}"
+            )
         size = self.shapes.get(resolved.component)
         dim = resolved.kind.index_dim
         if resolved.index is not None and size is not None and dim is not None and resolved.index >= size[dim]:
@@ -113,7 +115,8 @@ class Wiring:
         names = {name for name, _ in base.named_modules()}
         if layout.blocks not in names or len(self.blocks) != layout.num_layers:
             raise UnsupportedModelError(
-                f"the layout says that {layout.blocks!r} holds {layout.num_layers} blocks, but the model has no such list"
+                f"the layout says that {layout.blocks!r} holds {layout.num_layers} blocks, but the model has no "
+                "such list"
             )
         wrong = [f"{what}={path!r}" for what, path in paths_of(layout) if not self.has(0, path)]
         tops = {"unembed": layout.unembed, "final_norm": layout.final_norm}

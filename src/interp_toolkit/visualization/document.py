@@ -1,7 +1,7 @@
 """Self-contained pages: one file, no network, safe with any token.
 
-Everything a page shows is inside it. Its content security policy forbids requests, and no text of a model or user is ever
-parsed as markup.
+Everything a page shows is inside it. Its content security policy forbids requests, and no text of a model or user is
+ever parsed as markup.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
+@runtime_checkable
 class Part(Protocol):
     """What can stand on a page."""
 
@@ -66,13 +67,16 @@ class Table:
         body = "".join(
             "<tr>" + "".join(f"<td><bdi>{shown(cell)}</bdi></td>" for cell in row) + "</tr>" for row in self.rows
         )
-        return f"<table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return (
+            f"<table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
 
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #ffffff; --line: #d1d9e0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117; --line: #3d444d; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; padding:
+0 1rem;
   max-width: 72rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; }
 p, caption { max-width: 48rem; }
@@ -109,7 +113,7 @@ class Document:
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-            "img-src data:\">\n"
+            'img-src data:">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{shown(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f"<h1>{shown(self.title)}</h1>\n{body}\n</body>\n</html>\n"

@@ -21,8 +21,8 @@ _STYLE = """
 .ink { fill: #1b1f24; font: 12px system-ui, sans-serif; } .soft { fill: #59636e; font: 11px system-ui, sans-serif; }
 .title { fill: #1b1f24; font: 600 14px system-ui, sans-serif; } text { unicode-bidi: isolate; white-space: pre; }
 .dark { display: none; } rect { shape-rendering: crispEdges; } g.cell:hover rect { stroke: #1b1f24; stroke-width: 1.5; }
-@media (prefers-color-scheme: dark) { .light { display: none; } .dark { display: inline; } .ink, .title { fill: #e6edf3; }
-.soft { fill: #9198a1; } g.cell:hover rect { stroke: #e6edf3; } }
+@media (prefers-color-scheme: dark) { .light { display: none; } .dark { display: inline; } .ink, .title { fill:
+#e6edf3; } .soft { fill: #9198a1; } g.cell:hover rect { stroke: #e6edf3; } }
 """
 
 
@@ -76,11 +76,11 @@ class Heatmap:
         left = _LABEL + 7 * max(len(shortened(r, 24)) for r in self.rows)
         width = max(left + _CELL_WIDTH * len(self.columns) + _LABEL, 7 * len(self.title) + 2 * _LABEL, left + 250)
         height = _TOP + _TITLE + _CELL_HEIGHT * len(self.rows) + 40
-        parts = [
+        opening = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-            f'role="img" aria-label="{shown(self.title)}"><style>{_STYLE}</style>',
-            f'<text class="title" x="{_LABEL}" y="16">{shown(self.title)}</text>',
-        ]
+            f'role="img" aria-label="{shown(self.title)}"><style>{_STYLE}</style>'
+        )
+        parts = [opening, f'<text class="title" x="{_LABEL}" y="16">{shown(self.title)}</text>']
         if self.column_name:
             parts.append(f'<text class="soft" x="{_LABEL}" y="{_TOP + 13}">{shown(self.column_name)}</text>')
         parts += self._labels(left) + self._cells(left) + self._scale(left, height - 24)
@@ -92,7 +92,8 @@ class Heatmap:
             x = left + _CELL_WIDTH * n + _CELL_WIDTH / 2
             text = shown(shortened(label, 4))
             parts.append(
-                f'<text class="soft" x="{x}" y="{_TOP + 13}" text-anchor="middle">{text}<title>{shown(label)}</title></text>'
+                f'<text class="soft" x="{x}" y="{_TOP + 13}" '
+                f'text-anchor="middle">{text}<title>{shown(label)}</title></text>'
             )
         for n, label in enumerate(self.rows):
             y = _TOP + _TITLE + _CELL_HEIGHT * n + 16

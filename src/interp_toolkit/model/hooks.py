@@ -1,0 +1,69 @@
+"""Hooks on modules, put on and taken off again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+See = Callable[[Tensor], Tensor]
+"""Sees an activation; what it returns goes on, and is the same object if nothing changed."""
+
+
+def see_input(stack: ExitStack, module: nn.Module, see: See, *, active: Callable[[], bool]) -> None:
+    """See the tensor that a module is given, until the stack is closed."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not active():
+            return None
+        name = None if args else tensor_name(kwargs)
+        x = args[0] if name is None else kwargs[name]
+        new = see(x)
+        if new is x:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def see_output(stack: ExitStack, module: nn.Module, see: See, *, active: Callable[[], bool]) -> None:
+    """See the tensor that a module returns, alone or first in a tuple, until the stack is closed."""
+
+    def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        del args
+        if not active():
+            return None
+        x = output[0] if isinstance(output, tuple) else output
+        new = see(x)
+        if new is x:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    stack.callback(module.register_forward_hook(hook).remove)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Put a function around a module's forward, and take it away again."""
+    inner, own = module.forward, module.__dict__.get("forward")
+    try:
+        module.forward = functools.wraps(inner)(wrap(inner))
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+
+def tensor_name(kwargs: dict[str, Any]) -> str:
+    """The keyword under which a module is given its activations."""
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states"
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+
+
+__all__ = ["forward_replaced", "see_input", "see_output", "tensor_name"]
