@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for wrong use and errors, or 130 when interrupted.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _one_line
         try:
@@ -68,6 +68,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         )
         print(_by_layer(effects))
     print("\n" + found.sentence())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     page = found.page().save(arguments.output)
     print(f"\nThe page with pictures: {page.resolve()}   ({time.perf_counter() - began:.0f} s)")
 
@@ -185,7 +186,7 @@ def _patch(arguments: argparse.Namespace) -> None:
 # --- the parser ---------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     from interp_toolkit import __version__
 
     parser = argparse.ArgumentParser(
@@ -196,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="look at one fact in a small model, from start to finish")
     _model_options(demo, positional=False)
-    demo.add_argument("-o", "--output", type=Path, default=Path("demo.html"), help="where the page goes (demo.html)")
+    demo.add_argument("-o", "--output", type=Path, default=Path("interp-toolkit-demo.html"), help="where the page goes")
     demo.set_defaults(command=_demo)
     inspect = commands.add_parser("inspect", help="how a model is laid out, and which sites are verified")
     _model_options(inspect)

@@ -1,0 +1,62 @@
+# Each goal sets up what it needs in .venv, with the versions that constraints.txt pins.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# For every pip of this file, also the one that builds the package: nothing comes in another version
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# MkDocs Material advertises its successor on every build
+export NO_MKDOCS_2_WARNING := 1
+# Compiling what is never imported would take longer than the rest of the installation. What is imported gets compiled
+# then, and that has to be kept, whatever the environment says
+export PYTHONDONTWRITEBYTECODE :=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
+.DEFAULT_GOAL := help
+.PHONY: bench check clean demo docs format generated help test
+
+demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
+	$(BIN)/interp-toolkit demo -o demo-output/demo.html
+
+test: .venv/dev.stamp ## Run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+bench: .venv/dev.stamp ## Measure speed and memory
+	$(BIN)/python benchmarks/readings.py
+
+check: .venv/dev.stamp ## Check format, lint, types and documentation; every warning is an error
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+generated: .venv/dev.stamp ## Write what the documentation measures: the table of families, the picture
+	$(BIN)/python docs/generate.py
+
+format: .venv/dev.stamp ## Format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/dev.stamp ## Show the documentation at http://127.0.0.1:8000 while you write it
+	$(BIN)/mkdocs serve
+
+clean: ## Remove everything that make wrote, .venv included
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build demo-output dist site
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Use: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo.stamp: pyproject.toml constraints.txt | .venv/python.stamp
+	$(PIP_INSTALL) --editable '.[demo]'
+	touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | .venv/python.stamp
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ .venv/demo.stamp
