@@ -187,6 +187,7 @@ def _patch(arguments: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     from interp_toolkit import __version__
 
     parser = argparse.ArgumentParser(
