@@ -39,8 +39,12 @@ class SiteError(InterpError, ValueError):
     """Something is wrong with a site."""
 
 
-class UnknownSiteError(SiteError):
+class UnknownSiteError(SiteError, KeyError):
     """There is no site of that name; the message shows the nearest ones."""
+
+    def __str__(self) -> str:
+        """The message as it is; a KeyError would show it quoted."""
+        return str(self.args[0]) if self.args else ""
 
 
 class UnavailableSiteError(SiteError):

@@ -119,7 +119,7 @@ class ActivationCache:
             dtype=self.dtype,
             stop=not logits and bool(self.sites),
             defer=True,
-            lengths=tokens.lengths,
+            tokens=tokens,
         )
         session, output = execute(wiring, tokens, wish)
         readings = {
@@ -161,9 +161,10 @@ class ActivationCache:
         with editing(
             self.model,
             read=reads,
-            keep=self._keep(prompt),
+            keep=self.positions,
             device=self.device,
             dtype=self.dtype,
+            tokens=prompt,
             layout=self._layout,
         ) as watched:
             given = {"input_ids": prompt.ids.to(device), "attention_mask": prompt.mask.to(device)}

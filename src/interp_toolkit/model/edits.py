@@ -112,7 +112,7 @@ class Edit:
             raise EditError("project_out needs directions that are finite and not zero")
         q, r = torch.linalg.qr(wide.mT)
         independent = r.diagonal().abs() > 1e-9 * r.diagonal().abs().max()
-        return _make(cls, site, "project_out", q[:, independent].mT.to(torch.float32), positions, rows)
+        return _make(cls, site, "project_out", q[:, independent].mT, positions, rows)
 
     @classmethod
     def apply(
@@ -125,7 +125,7 @@ class Edit:
     ) -> Edit:
         """Replace the activation by `function(activation)`.
 
-        The function sees the whole tensor of the site and returns one of the same shape, out of place; only the
+        The function sees a copy of the whole tensor of the site and returns one of the same shape; only the
         selected positions and rows of it are used.
         """
         if not callable(function):
@@ -172,6 +172,8 @@ def apply_edit(
     x: Float[Tensor, "..."],
     selected: Bool[Tensor, "batch pos"],
     columns: slice,
+    *,
+    open_ended: bool = False,
 ) -> Float[Tensor, "..."]:
     """Carry out one edit, out of place.
 
@@ -180,6 +182,7 @@ def apply_edit(
         x: the activation, with the axes of the edit's whole site.
         selected: which rows and positions change.
         columns: which columns of the batch `x` holds; a value with a position axis is cut to them.
+        open_ended: whether more columns may follow, so that a value may be longer than what was run so far.
 
     Returns:
         The new activation, in the shape and dtype of `x`.
@@ -189,16 +192,20 @@ def apply_edit(
     """
     dim = edit.site.kind.index_dim
     if edit.site.index is None or dim is None:
-        return _edited(edit, x, selected, columns)
+        return _edited(edit, x, selected, columns, open_ended)
     size = x.shape[dim]
     if edit.site.index >= size:
         raise EditError(f"{edit.site} asks for number {edit.site.index}, but there are {size}: 0 to {size - 1}")
-    part = _edited(edit, x.select(dim, edit.site.index), selected, columns)
+    part = _edited(edit, x.select(dim, edit.site.index), selected, columns, open_ended)
     return x.select_scatter(part, dim, edit.site.index)
 
 
-def _edited(edit: Edit, x: Tensor, selected: Tensor, columns: slice) -> Tensor:
-    new = _operate(edit, x, columns)
+def _edited(edit: Edit, x: Tensor, selected: Tensor, columns: slice, open_ended: bool) -> Tensor:
+    if edit.function is not None:
+        # A copy, so that a function that works in place changes no other position.
+        new = _checked(edit, edit.function(x.clone()), x)
+    else:
+        new = _operate(edit, x, _value(edit, x, columns, open_ended))
     if selected.all():
         # A copy, because some models add in place to what they are given, which must not reach the caller's tensor.
         return new.expand_as(x).clone()
@@ -208,26 +215,23 @@ def _edited(edit: Edit, x: Tensor, selected: Tensor, columns: slice) -> Tensor:
     return torch.where(selected.view(shape).to(x.device), new, x)
 
 
-def _operate(edit: Edit, x: Tensor, columns: slice) -> Tensor:
-    if edit.function is not None:
-        return _checked(edit, edit.function(x), x)
+def _operate(edit: Edit, x: Tensor, value: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    value = _value(edit, x, columns)
+    value = value.to(x.dtype if edit.operation == "set" else wide).to(x.device)
     match edit.operation:
         case "set":
-            return value.to(x.dtype)
+            return value
         case "add":
-            return (x.to(wide) + value.to(wide)).to(x.dtype)
+            return (x.to(wide) + value).to(x.dtype)
         case "scale":
-            return (x.to(wide) * value.to(wide)).to(x.dtype)
+            return (x.to(wide) * value).to(x.dtype)
         case _:
-            basis = value.to(wide)
-            if basis.shape[-1] != x.shape[-1]:
+            if value.shape[-1] != x.shape[-1]:
                 raise EditError(
-                    f"project_out at {edit.site}: the direction has {basis.shape[-1]} entries, the site {x.shape[-1]}"
+                    f"project_out at {edit.site}: the direction has {value.shape[-1]} entries, the site {x.shape[-1]}"
                 )
             # Two small products, never the d x d projection.
-            return (x.to(wide) - (x.to(wide) @ basis.mT) @ basis).to(x.dtype)
+            return (x.to(wide) - (x.to(wide) @ value.mT) @ value).to(x.dtype)
 
 
 def _checked(edit: Edit, new: object, x: Tensor) -> Tensor:
@@ -240,30 +244,33 @@ def _checked(edit: Edit, new: object, x: Tensor) -> Tensor:
     return new.to(device=x.device, dtype=x.dtype)
 
 
-def _value(edit: Edit, x: Tensor, columns: slice) -> Tensor:
-    value = torch.as_tensor(edit.value, device=x.device)
+def _value(edit: Edit, x: Tensor, columns: slice, open_ended: bool) -> Tensor:
+    """The operand, cut to the columns at hand and known to fit."""
+    value = torch.as_tensor(edit.value)
     if edit.operation == "project_out":
         return value
     axes = edit.site.axes
     dim = axes.index("pos") - len(axes)  # from the right, as broadcasting counts
-    if value.ndim >= -dim and value.shape[dim] > 1 and value.shape[dim] != x.shape[dim]:
-        if value.shape[dim] < columns.stop:
+    if value.ndim >= -dim and value.shape[dim] > 1:
+        given = value.shape[dim]
+        if given < columns.stop or (given > columns.stop and not open_ended):
             raise EditError(
-                f"the value of {edit!r} has {value.shape[dim]} positions, but position {columns.stop - 1} was edited"
+                f"the value of {edit!r} has {given} positions, but the prompts have {columns.stop} (padding included)"
             )
         value = value.narrow(dim, columns.start, x.shape[dim])
-    try:
-        torch.broadcast_shapes(value.shape, x.shape)
-    except RuntimeError:
-        value_fits = False
-    else:
-        value_fits = value.ndim <= x.ndim and torch.broadcast_shapes(value.shape, x.shape) == x.shape
-    if not value_fits:
+    if not _broadcasts(value.shape, x.shape):
         raise EditError(
             f"the value of {edit!r} has shape {tuple(value.shape)}, which does not fit the site's shape "
             f"{tuple(x.shape)} ({', '.join(axes)})"
         )
     return value
+
+
+def _broadcasts(given: torch.Size, wanted: torch.Size) -> bool:
+    """Whether a shape broadcasts to another without making it larger."""
+    return len(given) <= len(wanted) and all(
+        a in (1, b) for a, b in zip(reversed(given), reversed(wanted), strict=False)
+    )
 
 
 __all__ = ["Edit", "Operation", "apply_edit"]

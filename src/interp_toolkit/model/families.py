@@ -113,6 +113,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neo": Family(attention=("attn.attention",)),
     "gpt_neox": Family(parallel=_if_asked, note="parallel or sequential, by the config"),
+    "gpt_oss": Family(
+        note="attention has sinks: rows of a pattern sum to less than one, scores are shifted by each query's maximum",
+    ),
     "gptj": _PARALLEL,
     "granite": Family(multiplier="residual_multiplier", note="sublayer outputs are multiplied before they are added"),
     "minicpm3": Family(multiplier="residual_scale", note="sublayer outputs are multiplied before they are added"),

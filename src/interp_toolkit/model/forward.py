@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from interp_toolkit.errors import InterpWarning, RunError
+from interp_toolkit.errors import InterpWarning, RunError, TokenError
 from interp_toolkit.model.session import Session, StopForward, Wish
 from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
@@ -27,7 +26,7 @@ def execute(wiring: Wiring, tokens: Tokens, wish: Wish) -> tuple[Session, Any]:
         )
     wish.stop = wish.stop and not _offloaded(wiring)
     session = Session(wiring, wish)
-    context = nullcontext() if wish.grad else torch.no_grad()
+    context = torch.enable_grad() if wish.grad else torch.no_grad()
     try:
         with session, context:
             return session, wiring.model(**model_inputs(wiring, tokens))
@@ -45,6 +44,7 @@ def model_inputs(wiring: Wiring, tokens: Tokens) -> dict[str, Any]:
     """
     accepts = wiring.accepts
     device = _input_device(wiring.base)
+    _check_vocabulary(wiring.base, tokens)
     ids, mask = tokens.ids.to(device), tokens.mask.to(device)
     name = "input_ids" if accepts & {"input_ids", "kwargs"} else _first_parameter(wiring.base)
     inputs: dict[str, Any] = {name: ids}
@@ -74,8 +74,17 @@ def _input_device(base: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
+def _check_vocabulary(base: nn.Module, tokens: Tokens) -> None:
+    embeddings = getattr(base, "get_input_embeddings", None)
+    size = None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
+    least, most = int(tokens.ids.min()), int(tokens.ids.max())
+    if least < 0 or (size is not None and most >= size):
+        wrong = least if least < 0 else most
+        raise TokenError(f"token id {wrong} is outside of the model's vocabulary: 0 to {(size or most + 1) - 1}")
+
+
 def _first_parameter(base: nn.Module) -> str:
-    return next(name for name in inspect.signature(type(base).forward).parameters if name != "self")
+    return list(inspect.signature(type(base).forward).parameters)[1]  # the first is the module itself
 
 
 def _offloaded(wiring: Wiring) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -45,18 +46,52 @@ def see_output(stack: ExitStack, module: nn.Module, see: See, *, active: Callabl
     stack.callback(module.register_forward_hook(hook).remove)
 
 
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes a forward out of a forward."""
+
+
+class _Wrapped:
+    """A module's forward and what stands around it, innermost first."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inner = module.forward
+        self.own = module.__dict__.get("forward")
+        self.wraps: list[Wrap] = []
+
+    def rebuild(self) -> None:
+        """Put the wraps that are left around the forward, or take all away."""
+        forward = self.inner
+        for wrap in self.wraps:
+            forward = functools.wraps(self.inner)(wrap(forward))
+        if self.wraps:
+            self.module.forward = forward
+        elif self.own is None:
+            self.module.__dict__.pop("forward", None)
+        else:
+            self.module.forward = self.own
+
+
+_lock = threading.RLock()
+_wrapped: dict[nn.Module, _Wrapped] = {}
+
+
 @contextmanager
-def forward_replaced(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Put a function around a module's forward, and take it away again."""
-    inner, own = module.forward, module.__dict__.get("forward")
+def forward_replaced(module: nn.Module, wrap: Wrap) -> Iterator[None]:
+    """Put a function around a module's forward, and take it away again, in whatever order blocks are left."""
+    with _lock:
+        entry = _wrapped.setdefault(module, _Wrapped(module))
     try:
-        module.forward = functools.wraps(inner)(wrap(inner))
+        with _lock:
+            entry.wraps.append(wrap)
+            entry.rebuild()
         yield
     finally:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = own
+        with _lock:
+            entry.wraps.remove(wrap)
+            entry.rebuild()
+            if not entry.wraps:
+                _wrapped.pop(module, None)
 
 
 def tensor_name(kwargs: dict[str, Any]) -> str:

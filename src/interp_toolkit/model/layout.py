@@ -105,7 +105,9 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    compiled = hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+    compiled = hasattr(model, "_orig_mod") or any(
+        m._compiled_call_impl is not None or hasattr(m.forward, "_torchdynamo_orig_callable") for m in model.modules()
+    )
     if compiled:
         raise UnsupportedModelError(
             "the model is compiled: a compiled graph does not see readings and edits. Use the model from before "

@@ -33,13 +33,21 @@ class Positions:
         """
         raise NotImplementedError
 
-    def bind(self, tokens: Tokens) -> Positions:
+    def columns(self, index: Int[Tensor, "batch pos"], length: Int[Tensor, " batch"]) -> list[list[int]]:
+        """The selected columns of each row, in the order in which positions were given."""
+        return [[int(c) for c in row.nonzero()[:, 0]] for row in self.select(index, length)]
+
+    def bind(self, tokens: Tokens, *, open_ended: bool = False) -> Positions:
         """Fix everything that depends on the text of the prompt.
+
+        Args:
+            tokens: the prompts.
+            open_ended: whether more tokens may follow, so that positions behind the prompt are allowed.
 
         Raises:
             PositionError: when the prompt has no such position.
         """
-        del tokens
+        del tokens, open_ended
         return self
 
 
@@ -87,10 +95,14 @@ class At(Positions):
         absolute = torch.where(wanted[None, :] < 0, wanted[None, :] + length[:, None], wanted[None, :])
         return ((index[:, :, None] == absolute[:, None, :]) & (absolute[:, None, :] >= 0)).any(dim=-1)
 
-    def bind(self, tokens: Tokens) -> Positions:
+    def columns(self, index: Int[Tensor, "batch pos"], length: Int[Tensor, " batch"]) -> list[list[int]]:
+        """See `Positions.columns`."""
+        return PerRow((self.indices,) * len(index)).columns(index, length)
+
+    def bind(self, tokens: Tokens, *, open_ended: bool = False) -> Positions:
         """See `Positions.bind`."""
         for row, length in enumerate(tokens.lengths.tolist()):
-            _check_range(self.indices, length, row, tokens)
+            _check_range(self.indices, length, row, tokens, open_ended)
         return self
 
 
@@ -138,7 +150,17 @@ class PerRow(Positions):
                 chosen[rows] = At(indices).select(index[rows], length[rows])
         return chosen
 
-    def bind(self, tokens: Tokens) -> Positions:
+    def columns(self, index: Int[Tensor, "batch pos"], length: Int[Tensor, " batch"]) -> list[list[int]]:
+        """See `Positions.columns`."""
+        copies = len(index) // len(self.rows)
+        found = []
+        for number, (row, n) in enumerate(zip(index.tolist(), length.tolist(), strict=True)):
+            place = {position: column for column, position in enumerate(row) if position >= 0}
+            wanted = [i + n if i < 0 else i for i in self.rows[number // copies]]
+            found.append([place[i] for i in dict.fromkeys(wanted) if i in place])
+        return found
+
+    def bind(self, tokens: Tokens, *, open_ended: bool = False) -> Positions:
         """See `Positions.bind`."""
         lengths = tokens.lengths.tolist()
         if len(self.rows) != len(lengths):
@@ -146,7 +168,7 @@ class PerRow(Positions):
                 f"positions for {len(self.rows)} rows were given, but the batch has {len(lengths)} rows"
             )
         for row, (indices, length) in enumerate(zip(self.rows, lengths, strict=True)):
-            _check_range(indices, length, row, tokens)
+            _check_range(indices, length, row, tokens, open_ended)
         return self
 
 
@@ -168,8 +190,9 @@ class Span(Positions):
         """See `Positions.select`."""
         raise PositionError(f"the tokens of {self.text!r} are not known: give the prompt as text, not as token ids")
 
-    def bind(self, tokens: Tokens) -> Positions:
+    def bind(self, tokens: Tokens, *, open_ended: bool = False) -> Positions:
         """See `Positions.bind`."""
+        del open_ended
         rows = []
         for row in range(len(tokens)):
             found = tokens.find(self.text, row=row, occurrence=self.occurrence)
@@ -235,9 +258,9 @@ def _from_sequence(spec: object) -> Positions:
     raise PositionError(f"a list of positions holds numbers, or one list of numbers a row, not {spec!r}")
 
 
-def _check_range(indices: Sequence[int], length: int, row: int, tokens: Tokens) -> None:
+def _check_range(indices: Sequence[int], length: int, row: int, tokens: Tokens, open_ended: bool) -> None:
     for index in indices:
-        if not -length <= index < length:
+        if index < -length or (index >= length and not open_ended):
             raise PositionError(
                 f"position {index} is outside of prompt {row}, which has {length} tokens "
                 f"(0 to {length - 1}, or -{length} to -1): {tokens.strings(row)}"

@@ -19,7 +19,7 @@ from interp_toolkit.errors import EditError, RunError, UnknownSiteError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
-from interp_toolkit.model.positions import At, Everywhere, PerRow, Positions, PositionsLike, positions
+from interp_toolkit.model.positions import Everywhere, Positions, PositionsLike, positions
 from interp_toolkit.model.session import Key, Session, Wish, logits_of
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
@@ -32,17 +32,19 @@ SitesLike = str | Site | Sequence[str | Site]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run(Mapping[Site, Tensor]):
-    """What a run returns.
+    """What a run returns: `result["resid_post.6"]` is a reading, `result.logits` the logits.
 
     Attributes:
         readings: each site read, in the order of the forward pass.
         logits: the logits at the asked positions, `[batch, pos, vocab]`, or None.
         tokens: what was run.
+        num_layers: of the model.
     """
 
     readings: dict[Site, Tensor]
     logits: Float[Tensor, "batch pos vocab"] | None
     tokens: Tokens
+    num_layers: int
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """A reading, by site or by name; a head or neuron is cut out of its site.
@@ -50,7 +52,7 @@ class Run(Mapping[Site, Tensor]):
         Raises:
             UnknownSiteError: when the site was not read; the message shows those that were.
         """
-        asked = Site.parse(site)
+        asked = Site.parse(site).at_depth(self.num_layers)
         if asked in self.readings:
             return self.readings[asked]
         whole = self.readings.get(asked.whole)
@@ -60,6 +62,10 @@ class Run(Mapping[Site, Tensor]):
                 f"{asked} was not read; this run has {', '.join(map(str, self.readings)) or 'nothing'}"
             )
         return whole.select(dim, asked.index)
+
+    def __contains__(self, site: object) -> bool:
+        """Whether the site was read."""
+        return isinstance(site, Site | str) and Site.parse(site).at_depth(self.num_layers).whole in self.readings
 
     def __iter__(self) -> Iterator[Site]:
         """The sites that were read."""
@@ -128,6 +134,11 @@ def run(
     bound = tuple(bind(edit, wiring, tokens) for edit in edits)
     wanted = positions("all") if logits is None and (not reads or Site("logits") in reads) else logits
     at = None if wanted is None else columns_of(positions(wanted).bind(tokens), tokens)
+    if grad and (keep is not None or device is not None or dtype is not None):
+        raise RunError(
+            "with grad=True readings stay on the path to the output: cut or move them afterwards, not by keep="
+        )
+    changed = any(edit.site.component == "logits" for edit in bound)  # then all of them are made, and cut afterwards
     wish = Wish(
         reads=frozenset(reads),
         edits=bound,
@@ -137,16 +148,20 @@ def run(
         grad=grad,
         stop=wanted is None,
         start=_start(start, wiring),
-        logits_at=at,
-        lengths=tokens.lengths,
+        logits_at=None if changed else at,
+        tokens=tokens,
     )
     _check_order(wish, wiring)
     session, output = execute(wiring, tokens, wish)
     _check_fired(session)
+    found = None if output is None else logits_of(output)
+    if found is not None and changed and at is not None:
+        found = found.gather(1, at.to(found.device)[:, :, None].expand(-1, -1, found.shape[-1]))
     return Run(
         readings={site: session.readings[(site.component, site.layer)][0] for site in reads},
-        logits=None if output is None else _logits(output, wish),
+        logits=found if found is None or grad else found.detach(),
         tokens=tokens,
+        num_layers=wiring.layout.num_layers,
     )
 
 
@@ -165,7 +180,8 @@ def editing(
     """Keep readings and edits live while the model is used, for instance in `model.generate`.
 
     Positions count real tokens over the whole sequence, so an edit means the same with the key/value cache and without
-    it, in a batch and alone. The prompt is what the first forward pass inside the block sees.
+    it, in a batch and alone. A forward pass that does not go on with the sequence of the one before begins a new
+    prompt. Only the thread that entered the block is affected; runs of other threads on this model wait until it ends.
 
     Args:
         model: a causal language model.
@@ -174,7 +190,7 @@ def editing(
         keep: positions of the readings to keep.
         device: where to keep readings.
         dtype: in what precision.
-        tokens: the prompts, where positions need their text (`Span`).
+        tokens: the prompts, where positions need their text (`Span`), or where edits name rows under beam search.
         layout: for a model class of your own.
 
     Yields:
@@ -193,14 +209,16 @@ def editing(
     """
     wiring = verified(model, layout)
     reads = expand(read, wiring)
-    bound = tuple(bind(edit, wiring, tokens) for edit in edits)
+    bound = tuple(bind(edit, wiring, tokens, open_ended=True) for edit in edits)
     where = None if keep is None else positions(keep)
     wish = Wish(
         reads=frozenset(reads),
         edits=bound,
-        keep=where if where is None or tokens is None else where.bind(tokens),
+        keep=where if where is None or tokens is None else where.bind(tokens, open_ended=True),
         device=None if device is None else torch.device(device),
         dtype=dtype,
+        tokens=tokens,
+        open_ended=True,
     )
     session = Session(wiring, wish)
     watched = Watched(session)
@@ -224,18 +242,22 @@ class Watched:
 
         Raises:
             UnknownSiteError: when the site was not read.
-            RunError: when the batch changed on the way (beam search), so that rows are not those of the prompts.
+            RunError: when the batch changed on the way (beam search), so that rows are not those of the prompts, or
+                several sequences were run.
         """
-        asked = Site.parse(site)
-        layer = asked.layer
-        if layer is not None:
-            asked = asked.at_depth(self._session.wiring.layout.num_layers)
+        asked = Site.parse(site).at_depth(self._session.wiring.layout.num_layers)
         parts = self._session.readings.get((asked.component, asked.layer))
         if parts is None:
             raise UnknownSiteError(f"{asked} was not read")
-        sizes = {len(part) for part in parts}
-        if len(sizes) > 1 or len(parts[0]) != len(self._session.windows[0].lengths):
-            raise RunError("the batch changed its size on the way (beam search?): readings cannot be joined")
+        if self._session.sequences > 1:
+            raise RunError(
+                f"{self._session.sequences} sequences were run in the block, so readings cannot be joined: use a "
+                "block for each"
+            )
+        known = self._session.wish.tokens
+        prompts = len(self._session.windows[0].lengths) if known is None else len(known)
+        if {len(part) for part in parts} != {prompts}:
+            raise RunError("the batch is not that of the prompts (beam search?): readings cannot be joined")
         whole = _joined(asked.component, parts)
         dim = asked.kind.index_dim
         return whole if asked.index is None or dim is None else whole.select(dim, asked.index)
@@ -269,7 +291,7 @@ def expand(sites: SitesLike, wiring: Wiring) -> list[Site]:
     return sorted(found, key=lambda site: site.depth(wiring.layout.num_layers))
 
 
-def bind(edit: Edit, wiring: Wiring, tokens: Tokens | None) -> Edit:
+def bind(edit: Edit, wiring: Wiring, tokens: Tokens | None, *, open_ended: bool = False) -> Edit:
     """An edit with its layer counted from 0 and positions that fit the prompt.
 
     Raises:
@@ -281,7 +303,7 @@ def bind(edit: Edit, wiring: Wiring, tokens: Tokens | None) -> Edit:
         raise EditError(
             f"edits are made by Edit.set, add, scale, project_out or apply; this is a {type(edit).__name__}"
         )
-    where = edit.positions if tokens is None else edit.positions.bind(tokens)
+    where = edit.positions if tokens is None else edit.positions.bind(tokens, open_ended=open_ended)
     rows = edit.rows
     if rows is not None and tokens is not None and any(not -len(tokens) <= row < len(tokens) for row in rows):
         raise EditError(f"{edit!r} names rows that are not in the batch: it has {len(tokens)}, 0 to {len(tokens) - 1}")
@@ -304,25 +326,14 @@ def columns_of(where: Positions, tokens: Tokens) -> Int[Tensor, "batch n"] | Non
     """
     if isinstance(where, Everywhere):
         return None
-    if isinstance(where, At):
-        where = PerRow((where.indices,) * len(tokens))
     index = torch.where(tokens.mask.bool(), tokens.mask.cumsum(-1) - 1, -1)
-    if isinstance(where, PerRow):
-        order = [
-            [row.index(i % n) for i in chosen]
-            for chosen, row, n in zip(where.rows, index.tolist(), tokens.lengths.tolist(), strict=True)
-        ]
-        counts = {len(row) for row in order}
-        if len(counts) == 1:
-            return torch.tensor(order)
-    selected = where.select(index, tokens.lengths)
-    numbers = selected.sum(-1)
-    if (numbers != numbers[0]).any() or not numbers[0]:
+    columns = where.columns(index, tokens.lengths)
+    numbers = [len(row) for row in columns]
+    if len(set(numbers)) > 1 or not numbers[0]:
         raise RunError(
-            f"logits at {where} are {numbers.tolist()} positions in the rows; each row needs the same number, at "
-            "least one"
+            f"logits at {where} are {numbers} positions in the rows; each row needs the same number, at least one"
         )
-    return selected.nonzero()[:, 1].view(len(tokens), -1)
+    return torch.tensor(columns)
 
 
 def _tokenizer(model: nn.Module, inputs: Any, tokenizer: Any) -> Any:
@@ -360,20 +371,17 @@ def _check_fired(session: Session) -> None:
     missing = [f"{Site(*key)}" for key in sorted(_expected(session) - set(session.readings), key=str)]
     silent = [repr(edit) for edit in session.wish.edits if id(edit) not in session.fired]
     if missing:
-        raise RunError(f"{', '.join(missing)} was never reached: was the model run, and does it use these modules?")
+        raise RunError(
+            f"{', '.join(missing)} was never reached: was the model run in this thread, and does it use these modules?"
+        )
     if silent:
         raise EditError(
-            f"{', '.join(silent)} never fired: no token was at these positions, or the model never came there"
+            f"{', '.join(silent)} never fired: no token was at these positions, or the model was not run in this thread"
         )
 
 
 def _expected(session: Session) -> set[Key]:
     return {(site.component, site.layer) for site in session.wish.reads}
-
-
-def _logits(output: Any, wish: Wish) -> Tensor:
-    logits = logits_of(output)
-    return logits if wish.grad else logits.detach()
 
 
 __all__ = ["Run", "SitesLike", "Watched", "bind", "columns_of", "editing", "expand", "run"]

@@ -25,9 +25,14 @@ from interp_toolkit.model.heads import head_outputs
 from interp_toolkit.model.hooks import forward_replaced, see_input, see_output, tensor_name
 from interp_toolkit.model.positions import Positions
 from interp_toolkit.model.sites import Site
+from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
 
 Key = tuple[str, int | None]
+
+_MASKED = -5e3
+"""Attention scores at or below this are masked: models use the least number of their precision, or minus infinity."""
+_NOTHING = float("-inf")
 
 
 class StopForward(BaseException):
@@ -40,13 +45,34 @@ class Window:
 
     Attributes:
         columns: its columns in the whole sequence, padding included.
+        new: how many of them, at the end, no earlier pass computed.
         index: for every column so far, its number among the real tokens of its row; -1 for padding.
         lengths: real tokens of each row's prompt.
+        ids: the token ids (or embeddings) the pass was given.
     """
 
     columns: slice
+    new: int
     index: Tensor
     lengths: Tensor
+    ids: Tensor
+
+    @property
+    def total(self) -> int:
+        """Columns so far."""
+        return int(self.columns.stop)
+
+    def continues(self, ids: Tensor, past: int) -> bool:
+        """Whether a pass over `ids` goes on with this sequence: from the cache, or by running it again with more."""
+        if past:
+            return True
+        known = self.ids
+        return (
+            ids.ndim == known.ndim == 2
+            and len(ids) == len(known)
+            and ids.shape[1] > known.shape[1] == self.total
+            and torch.equal(ids[:, : known.shape[1]], known)
+        )
 
     def select(self, where: Positions, columns: slice) -> Tensor:
         """Which of the columns are selected, `[batch, columns]`."""
@@ -67,7 +93,8 @@ class Wish:
     start: tuple[int, Tensor] | None = None
     logits_at: Tensor | None = None
     defer: bool = False
-    lengths: Tensor | None = None
+    tokens: Tokens | None = None
+    open_ended: bool = False
 
 
 class Session:
@@ -94,6 +121,8 @@ class Session:
         self._paused = 0
         self._thread = threading.get_ident()
         self._window: Window | None = None
+        self._out: Tensor | None = None
+        self.sequences = 0
         self._stack = ExitStack()
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -153,14 +182,28 @@ class Session:
         columns = self._columns(edit.site.component, x)
         selected = self.window.select(edit.positions, columns)
         if edit.rows is not None:
-            selected = selected & _rows(edit, selected.shape[0], len(self.window.lengths))[:, None]
-        if edit.site.component == "logits" and self.wish.logits_at is not None:
-            selected = selected.gather(1, self.wish.logits_at)
+            selected = selected & self._rows(edit, len(selected))[:, None]
         if not selected.any():
             return x
         self.fired.add(id(edit))
         with self.paused():
-            return apply_edit(edit, x, selected, columns)
+            new = apply_edit(edit, x, selected, columns, open_ended=self.wish.open_ended)
+        if edit.site.component == "scores":
+            # What attention may not see stays out of sight.
+            new = torch.where(x <= _MASKED, x, new)
+        return new
+
+    def _rows(self, edit: Edit, batch: int) -> Tensor:
+        """Which rows of the batch an edit means; beams of one prompt lie side by side."""
+        copies = 1 if self.wish.tokens is None else max(1, batch // len(self.wish.tokens))
+        chosen = torch.zeros(batch, dtype=torch.bool)
+        for row in edit.rows or ():
+            prompts = batch // copies
+            if not -prompts <= row < prompts:
+                raise EditError(f"{edit!r} names row {row}, but the batch has {prompts} rows: 0 to {prompts - 1}")
+            start = row % prompts * copies
+            chosen[start : start + copies] = True
+        return chosen
 
     def _columns(self, component: str, x: Tensor) -> slice:
         """The columns that an activation holds.
@@ -168,35 +211,39 @@ class Session:
         Keys and values hold all positions so far, or the last of them behind a sliding cache; logits may be cut to
         the last positions by `generate`.
         """
-        if component in ("k", "v") or (component == "logits" and self.wish.logits_at is None):
-            total = self.window.columns.stop
-            return slice(total - x.shape[1], total)
-        return self.window.columns
+        if component not in ("k", "v", "logits"):
+            return self.window.columns
+        total = self.window.total
+        if x.shape[1] > total:
+            raise RunError(
+                f"{component} holds {x.shape[1]} positions, but only {total} were run (a static cache?): use the "
+                "default "
+                "dynamic cache"
+            )
+        return slice(total - x.shape[1], total)
 
     def _record(self, key: Key, x: Tensor) -> Tensor:
-        same = self._twin(key)
-        if same is not None and not self.wish.grad:
-            kept = same
-        elif self.wish.grad:
+        if self.wish.grad:
             # The recorded tensor must lie on the way to the output, out of reach of operations in place.
             kept = x.clone()
             x = kept.clone() if key[0] in ("attn_out", "mlp_out") else kept
-            kept = self._cut(key[0], kept)
         else:
-            kept = self._kept(key[0], x)
+            same = self._twin(key) if x is self._out else None
+            kept = self._kept(key[0], x) if same is None else same
         self.readings.setdefault(key, []).append(kept)
+        if key[0] in ("embed", "resid_post"):
+            self._out = x
         self._pending.discard(key)
         if self.wish.stop and not self._pending:
             raise StopForward
         return x
 
     def _twin(self, key: Key) -> Tensor | None:
-        """The reading that holds the same numbers: what leaves one block enters the next."""
+        """The reading of the same tensor, which left the block before: it need not be kept twice."""
         component, layer = key
-        if component != "resid_pre" or layer is None or key in self._edits:
+        if component != "resid_pre" or layer is None:
             return None
-        other: Key = ("embed", None) if layer == 0 else ("resid_post", layer - 1)
-        found = self.readings.get(other)
+        found = self.readings.get(("embed", None) if layer == 0 else ("resid_post", layer - 1))
         return found[-1] if found is not None and len(found) == len(self.windows) else None
 
     def _kept(self, component: str, x: Tensor) -> Tensor:
@@ -206,20 +253,27 @@ class Session:
         return kept.contiguous() if own else kept.clone(memory_format=torch.contiguous_format)
 
     def _cut(self, component: str, x: Tensor) -> Tensor:
-        """The positions to keep: the new ones, and of these the asked ones."""
+        """The positions to keep: those that no earlier pass computed, and of these the asked ones."""
         window = self.window
-        if component in ("k", "v"):
-            x = x[:, x.shape[1] - (window.columns.stop - window.columns.start) :]
+        dim = 1
+        if component in ("scores", "pattern"):
+            dim = 2
+            if x.shape[-1] > window.total:
+                raise RunError("patterns of a static cache cannot be read: use the default dynamic cache")
+            # A sliding cache holds the last keys only.
+            filler = 0.0 if component == "pattern" else _NOTHING
+            x = torch.nn.functional.pad(x, (window.total - x.shape[-1], 0), value=filler)
+        if x.shape[dim] > window.new:
+            x = x.narrow(dim, x.shape[dim] - window.new, window.new)
         if self.wish.keep is None or component == "logits":
             return x
-        selected = window.select(self.wish.keep, window.columns)
-        counts = selected.sum(-1)
-        if (counts != counts[0]).any():
-            raise RunError(f"the positions to keep differ in number between the rows: {counts.tolist()}")
-        index = selected.nonzero()[:, 1].view(len(selected), -1).to(x.device)
-        dim = 2 if component in ("scores", "pattern") else 1
+        fresh = window.index[:, window.total - window.new :]
+        chosen = self.wish.keep.columns(fresh, window.lengths)
+        if len({len(row) for row in chosen}) > 1:
+            raise RunError(f"the positions to keep differ in number between the rows: {[len(row) for row in chosen]}")
+        columns = torch.tensor(chosen, dtype=torch.long, device=x.device).view(len(chosen), -1)
         rows = torch.arange(len(x), device=x.device)[:, None]
-        return x.movedim(dim, 1)[rows, index].movedim(1, dim)
+        return x.movedim(dim, 1)[rows, columns].movedim(1, dim)
 
     # --- installing ------------------------------------------------------------------------------------------
 
@@ -294,13 +348,7 @@ class Session:
         return forward
 
     def _next_window(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Window:
-        ids = (
-            args[0]
-            if args
-            else next((kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), None)
-        )
-        if not isinstance(ids, Tensor):
-            raise RunError("the model was called without input_ids or inputs_embeds")
+        ids = _given_ids(args, kwargs)
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         total = past + ids.shape[1]
@@ -310,17 +358,20 @@ class Session:
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < total:
             raise RunError(
                 "positions need an attention mask of shape [batch, pos]; a prepared mask (static cache, packed "
-                "prompts) hides "
-                "which tokens are real"
+                "prompts) "
+                "hides which tokens are real"
             )
         real = mask[:, :total].to("cpu").bool()
         index = torch.where(real, real.long().cumsum(-1) - 1, -1)
-        if self.windows:
-            lengths = self.windows[0].lengths
-            lengths = lengths.repeat_interleave(len(index) // len(lengths))
+        last = self.windows[-1] if self.windows else None
+        if last is not None and last.continues(ids, past):
+            new, lengths = total - last.total, last.lengths
         else:
-            lengths = real.sum(-1) if self.wish.lengths is None else self.wish.lengths.to("cpu")
-        return Window(columns=slice(past, total), index=index, lengths=lengths)
+            self.sequences += 1
+            known = self.wish.tokens if self.sequences == 1 else None
+            new, lengths = ids.shape[1], real.sum(-1) if known is None else known.lengths
+        lengths = lengths.repeat_interleave(max(1, len(index) // len(lengths)))
+        return Window(columns=slice(past, total), new=new, index=index, lengths=lengths, ids=ids.detach())
 
     def _enter_block(self, layer: int, raw: Tensor) -> Tensor:
         x = raw
@@ -436,13 +487,12 @@ class _LayerVisitor:
             self.session.deferred[self.layer] = squares
 
 
-def _rows(edit: Edit, batch: int, prompts: int) -> Tensor:
-    chosen = torch.zeros(batch, dtype=torch.bool)
-    for row in edit.rows or ():
-        if not -batch <= row < batch:
-            raise EditError(f"{edit!r} names row {row}, but the batch has {batch} rows: 0 to {batch - 1}")
-        chosen[row] = True
-    return chosen
+def _given_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
+    found = [*args[:1], *named, *(x for x in kwargs.values() if isinstance(x, Tensor) and not x.is_floating_point())]
+    if not found or not isinstance(found[0], Tensor):
+        raise RunError("the model was called without token ids or embeddings")
+    return found[0]
 
 
 def logits_of(output: Any) -> Tensor:

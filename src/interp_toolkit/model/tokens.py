@@ -155,7 +155,7 @@ def _from_sequence(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, side:
         raise TokenError(f"expected text, token ids or an encoding, not {type(inputs).__name__} {inputs!r}")
     if all(isinstance(item, str) for item in inputs):
         return _from_texts([str(item) for item in inputs], tokenizer, side, single=False)
-    if all(isinstance(item, Integral) for item in inputs):
+    if all(isinstance(item, Integral) and not isinstance(item, bool) for item in inputs):
         return _from_rows([_ids(inputs)], tokenizer, side, single=True)
     return _from_rows([_ids(row) for row in inputs], tokenizer, side, single=False)
 
@@ -227,7 +227,9 @@ def _from_tensor(ids: Tensor, mask: Tensor | None, tokenizer: PreTrainedTokenize
         raise TokenError(f"token ids are integers of shape [pos] or [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
     single = ids.ndim == 1
     ids = ids[None] if single else ids
-    mask = torch.ones_like(ids) if mask is None else mask.reshape(ids.shape)
+    mask = torch.ones_like(ids) if mask is None else mask[None] if mask.ndim == 1 else mask
+    if mask.shape != ids.shape:
+        raise TokenError(f"the attention mask has shape {tuple(mask.shape)}, but the token ids have {tuple(ids.shape)}")
     if (mask.sum(-1) == 0).any():
         raise TokenError("a row of the attention mask is all zeros: that prompt has no tokens")
     steps = mask.long().diff(dim=-1).abs().sum(-1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from interp_toolkit.errors import UnsupportedModelError
+from interp_toolkit.model.checks import check_everything
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.proof import Finding, Proof
 from interp_toolkit.model.sites import COMPONENTS, Site
@@ -94,7 +95,7 @@ def _prepared(model: nn.Module, layout: Layout | None) -> Wiring:
 
 
 def _proved(wiring: Wiring) -> Verification:
-    findings = Proof(wiring).findings_of_all_checks()
+    findings = check_everything(Proof(wiring))
     return Verification(
         layout=wiring.layout, findings=findings, refused=dict(wiring.refused), padding=dict(wiring.padding)
     )

@@ -156,6 +156,7 @@ _making = threading.RLock()
 
 def wiring_of(model: nn.Module, layout: Layout | None = None) -> tuple[Wiring, bool]:
     """The wiring of a model, and whether it was made just now and is still to be verified."""
+    base_of(model)  # refuses what is no model, before anything is kept for it
     with _making:
         known = _wirings.get(model)
         if known is not None and (layout is None or layout == known.layout):
