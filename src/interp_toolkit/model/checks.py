@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.heads import projection_bias
@@ -36,7 +37,7 @@ def check_everything(proof: Proof) -> tuple[Finding, ...]:
     """Run every check; the sites that fail one are refused in the wiring."""
     with proof.evaluating():
         proof.read_everything()
-        for check in (
+        checks = (
             sublayers_add_up,
             heads_add_up,
             stream_edits_arrive,
@@ -48,7 +49,8 @@ def check_everything(proof: Proof) -> tuple[Finding, ...]:
             neuron_edits_arrive,
             resuming_changes_nothing,
             padding_changes_nothing,
-        ):
+        )
+        for check in tqdm(checks, desc="verifying", disable=None, leave=False, delay=2):
             check(proof)
     return tuple(proof.findings)
 
@@ -57,9 +59,11 @@ def sublayers_add_up(proof: Proof) -> None:
     """The residual stream is what entered plus what the sublayers add; what leaves a block enters the next."""
     read = proof.base
     for layer in proof.layers:
-        pre, post = (read[Site(f"resid_{p}", layer)] for p in ("pre", "post"))
-        if layer:
-            before = read[Site("resid_post", layer - 1)]
+        pre, post = (read.get(Site(f"resid_{p}", layer)) for p in ("pre", "post"))
+        if pre is None or post is None:
+            continue
+        before = read.get(Site("resid_post", layer - 1)) if layer else None
+        if before is not None:
             proof.claim("what leaves a block enters the next", [Site("resid_pre", layer)], pre, before)
         attn, mid, mlp = (read.get(Site(name, layer)) for name in ("attn_out", "resid_mid", "mlp_out"))
         if attn is None or mlp is None:
@@ -137,7 +141,9 @@ def end_edits_arrive(proof: Proof) -> None:
     for site in proof.usable("embed"):
         value = proof.like(proof.base[site])
         read, _ = proof.pass_(["resid_pre"], [Edit.set(site, value)], stop=True)
-        proof.claim("setting it changes what enters block 0", [site], read[Site("resid_pre", 0)], value)
+        first = read.get(Site("resid_pre", 0))
+        if first is not None:
+            proof.claim("setting it changes what enters block 0", [site], first, value)
     for site in proof.usable("final_norm"):
         value = proof.like(proof.base[site][:, :1])
         _, logits = proof.pass_([], [Edit.set(site, value)])
@@ -235,6 +241,8 @@ def neuron_edits_arrive(proof: Proof) -> None:
 def resuming_changes_nothing(proof: Proof) -> None:
     """A run that starts in the middle, from its own residual stream, ends the same."""
     layer = proof.wiring.layout.num_layers // 2
+    if Site("resid_pre", layer) not in proof.base:
+        return
     _, logits = proof.pass_(start=(layer, proof.base[Site("resid_pre", layer)]))
     proof.claim(f"starting at layer {layer} from its own residual gives the same logits", (), logits, proof.logits)
 
@@ -247,6 +255,8 @@ def padding_changes_nothing(proof: Proof) -> None:
         return
     short = proof.tokens.ids[1:, :4]
     last = Site("resid_post", proof.layers[-1])
+    if last not in proof.base:
+        return
     alone = proof.pass_(["resid_post"], tokens=encode(short), stop=True)[0][last]
     beside = proof.pass_(["resid_post"], tokens=encode(proof.tokens.ids[:, :4]), stop=True)[0][last][1:]
     company = float((alone - beside).norm(dim=-1).max())

@@ -87,9 +87,17 @@ _POST_NORM = Family(
     mid=("mlp",),
     note="each sublayer's output is normalised, its input is not",
 )
+_FLAT_MLP = Family(
+    mlp=("fc2",),
+    down=("fc2",),
+    mid=("final_layer_norm",),
+    final_norm=("final_layer_norm", "layer_norm"),
+    note="a block has no MLP module: its two layers stand in the block itself",
+)
 _PARALLEL = Family(parallel=_always, note="attention and MLP run in parallel")
 
 FAMILIES: dict[str, Family] = {
+    "biogpt": _FLAT_MLP,
     "bloom": Family(
         attn_out="self_attention.dense",
         mlp_out="mlp.dense_4h_to_h",
@@ -103,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         parallel=lambda config: bool(config.new_decoder_architecture or config.parallel_attn),
         note="with the new decoder architecture, keys and values are repeated before attention: one per head",
     ),
+    "flex_olmo": _POST_NORM,
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
     "glm4": Family(
@@ -122,14 +131,10 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(mlp_out="ffn.down_proj", note="the MLP adds the residual inside"),
     "olmo2": _POST_NORM,
     "olmo3": _POST_NORM,
-    "opt": Family(
-        mlp=("fc2",),
-        down=("fc2",),
-        mid=("final_layer_norm",),
-        note="a block has no MLP module; the MLP runs on tokens flattened over the batch",
-    ),
+    "opt": _FLAT_MLP,
     "phi": _PARALLEL,
     "stablelm": Family(parallel=_if_asked, note="parallel or sequential, by the config"),
+    "xglm": _FLAT_MLP,
 }
 """The rows of the table, by `config.model_type`; all others are wired as `Family()` says."""
 

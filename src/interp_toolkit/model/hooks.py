@@ -37,11 +37,12 @@ def see_output(stack: ExitStack, module: nn.Module, see: See, *, active: Callabl
         del args
         if not active():
             return None
-        x = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, tuple | list)
+        x = output[0] if several else output
         new = see(x)
         if new is x:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        return type(output)((new, *output[1:])) if several else new
 
     stack.callback(module.register_forward_hook(hook).remove)
 

@@ -133,6 +133,11 @@ def layout_of(model: nn.Module) -> Layout:
     model_type = str(getattr(config, "model_type", type(base).__name__))
     family = FAMILIES.get(model_type, Family())
     blocks_path, blocks = _blocks(base, config)
+    if "encoder" in blocks_path.split(".") and not getattr(config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is an encoder: every position attends to all, before and behind it. This library looks "
+            "into decoder-only language models"
+        )
     block = blocks[0]
     attention = _first(block, family.attention, "attention", model_type)
     projection = _first(block, tuple(f"{attention}.{p}" for p in family.projection), "output projection", model_type)

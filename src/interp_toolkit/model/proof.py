@@ -156,7 +156,12 @@ class Proof:
     def read_everything(self) -> None:
         """Read every site once, as what later passes are compared with; refuse those that cannot be read."""
         wiring = self.wiring
-        _, self.logits = self.pass_()
+        try:
+            _, self.logits = self.pass_()
+        except REFUSALS as error:
+            raise UnsupportedModelError(
+                f"the model's own forward fails on {BATCH} prompts of {LENGTH} tokens: {type(error).__name__}: {error}"
+            ) from error
         wiring.returns = _block_returns(self)
         if not self._reads(tuple(COMPONENTS), None):
             for name in COMPONENTS:
@@ -225,7 +230,9 @@ def _block_returns(proof: Proof) -> int | None:
     """How many things a block returns as a tuple; None if it returns the residual stream itself."""
     seen: list[int | None] = []
     block = proof.wiring.blocks[0]
-    handle = block.register_forward_hook(lambda m, a, out: seen.append(len(out) if isinstance(out, tuple) else None))
+    handle = block.register_forward_hook(
+        lambda m, a, out: seen.append(len(out) if isinstance(out, tuple | list) else None)
+    )
     try:
         proof.pass_()
     finally:

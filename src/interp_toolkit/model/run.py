@@ -249,10 +249,10 @@ class Watched:
         parts = self._session.readings.get((asked.component, asked.layer))
         if parts is None:
             raise UnknownSiteError(f"{asked} was not read")
-        if self._session.sequences > 1:
+        sequences = self._session.windows[-1].sequence
+        if sequences > 1:
             raise RunError(
-                f"{self._session.sequences} sequences were run in the block, so readings cannot be joined: use a "
-                "block for each"
+                f"{sequences} sequences were run in the block, so readings cannot be joined: use a block for each"
             )
         known = self._session.wish.tokens
         prompts = len(self._session.windows[0].lengths) if known is None else len(known)

@@ -26,6 +26,7 @@ from interp_toolkit.model.hooks import forward_replaced, see_input, see_output, 
 from interp_toolkit.model.positions import Positions
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.window import Window, next_window
 from interp_toolkit.model.wiring import Wiring
 
 Key = tuple[str, int | None]
@@ -37,46 +38,6 @@ _NOTHING = float("-inf")
 
 class StopForward(BaseException):
     """Ends a forward pass whose deepest reading is done. No `except Exception` of a model may catch it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """The part of the sequence that one forward pass computes.
-
-    Attributes:
-        columns: its columns in the whole sequence, padding included.
-        new: how many of them, at the end, no earlier pass computed.
-        index: for every column so far, its number among the real tokens of its row; -1 for padding.
-        lengths: real tokens of each row's prompt.
-        ids: the token ids (or embeddings) the pass was given.
-    """
-
-    columns: slice
-    new: int
-    index: Tensor
-    lengths: Tensor
-    ids: Tensor
-
-    @property
-    def total(self) -> int:
-        """Columns so far."""
-        return int(self.columns.stop)
-
-    def continues(self, ids: Tensor, past: int) -> bool:
-        """Whether a pass over `ids` goes on with this sequence: from the cache, or by running it again with more."""
-        if past:
-            return True
-        known = self.ids
-        return (
-            ids.ndim == known.ndim == 2
-            and len(ids) == len(known)
-            and ids.shape[1] > known.shape[1] == self.total
-            and torch.equal(ids[:, : known.shape[1]], known)
-        )
-
-    def select(self, where: Positions, columns: slice) -> Tensor:
-        """Which of the columns are selected, `[batch, columns]`."""
-        return where.select(self.index[:, columns], self.lengths)
 
 
 @dataclass(kw_only=True)
@@ -122,7 +83,6 @@ class Session:
         self._thread = threading.get_ident()
         self._window: Window | None = None
         self._out: Tensor | None = None
-        self.sequences = 0
         self._stack = ExitStack()
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -337,7 +297,7 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._window is not None or self._paused or threading.get_ident() != self._thread:
                 return inner(*args, **kwargs)
-            self._window = self._next_window(args, kwargs)
+            self._window = next_window(args, kwargs, self.windows, self.wish.tokens)
             self.windows.append(self._window)
             try:
                 return self._see_logits(inner(*args, **kwargs))
@@ -346,32 +306,6 @@ class Session:
                 self.z.clear()
 
         return forward
-
-    def _next_window(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Window:
-        ids = _given_ids(args, kwargs)
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        total = past + ids.shape[1]
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(ids.shape[0], total)
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < total:
-            raise RunError(
-                "positions need an attention mask of shape [batch, pos]; a prepared mask (static cache, packed "
-                "prompts) "
-                "hides which tokens are real"
-            )
-        real = mask[:, :total].to("cpu").bool()
-        index = torch.where(real, real.long().cumsum(-1) - 1, -1)
-        last = self.windows[-1] if self.windows else None
-        if last is not None and last.continues(ids, past):
-            new, lengths = total - last.total, last.lengths
-        else:
-            self.sequences += 1
-            known = self.wish.tokens if self.sequences == 1 else None
-            new, lengths = ids.shape[1], real.sum(-1) if known is None else known.lengths
-        lengths = lengths.repeat_interleave(max(1, len(index) // len(lengths)))
-        return Window(columns=slice(past, total), new=new, index=index, lengths=lengths, ids=ids.detach())
 
     def _enter_block(self, layer: int, raw: Tensor) -> Tensor:
         x = raw
@@ -487,14 +421,6 @@ class _LayerVisitor:
             self.session.deferred[self.layer] = squares
 
 
-def _given_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
-    found = [*args[:1], *named, *(x for x in kwargs.values() if isinstance(x, Tensor) and not x.is_floating_point())]
-    if not found or not isinstance(found[0], Tensor):
-        raise RunError("the model was called without token ids or embeddings")
-    return found[0]
-
-
 def logits_of(output: Any) -> Tensor:
     """The logits in whatever a model returns.
 
@@ -509,4 +435,4 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-__all__ = ["Key", "Session", "StopForward", "Window", "Wish", "logits_of"]
+__all__ = ["Key", "Session", "StopForward", "Wish", "logits_of"]
