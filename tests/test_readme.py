@@ -18,8 +18,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_the_python_code_runs_as_printed(page: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md"])
+def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     found = blocks(page, "python")
     assert found

@@ -135,7 +135,8 @@ def layout_of(model: nn.Module) -> Layout:
     blocks_path, blocks = _blocks(base, config)
     if "encoder" in blocks_path.split(".") and not getattr(config, "is_decoder", False):
         raise UnsupportedModelError(
-            f"{type(base).__name__} is an encoder: every position attends to all, before and behind it. This library looks "
+            f"{type(base).__name__} is an encoder: every position attends to all, before and behind it. This "
+            "library looks "
             "into decoder-only language models"
         )
     block = blocks[0]
