@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp_toolkit.errors import InterpError, InterpWarning
+from interp_toolkit.errors import InterpError, InterpWarning, RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments.command(arguments)
         except (InterpError, OSError) as error:
-            print(f"interp-toolkit: {error}", file=sys.stderr)
+            text = str(error).replace("align='right', 'left' or a map", "--align right or --align left")
+            print(f"interp-toolkit: {text}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interp-toolkit: interrupted", file=sys.stderr)
@@ -117,7 +118,9 @@ def _cache(arguments: argparse.Namespace) -> None:
     from interp_toolkit.activations import ActivationCache
 
     model, tokenizer = _load(arguments)
-    sites = [name for part in arguments.sites for name in part.split(",") if name] if arguments.sites else None
+    sites = None if arguments.sites is None else [n for part in arguments.sites for n in part.split(",") if n]
+    if sites == []:
+        raise RunError("--sites names no site: give some, such as resid_post pattern.5 L5H1, or leave it out")
     activations = ActivationCache(model, tokenizer, sites=sites).run(arguments.text)
     shapes: dict[str, list[Any]] = {}
     for site in activations.sites:

@@ -14,8 +14,8 @@ from interp_toolkit.errors import RunError
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PositionsLike, positions
-from interp_toolkit.model.run import editing, expand
-from interp_toolkit.model.session import Wish, logits_of
+from interp_toolkit.model.run import columns_of, editing, expand
+from interp_toolkit.model.session import Wish
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
@@ -81,7 +81,7 @@ class ActivationCache:
         tokenizer: PreTrainedTokenizerBase | None = None,
         sites: str | Site | Sequence[str | Site] | None = None,
         *,
-        layers: Iterable[int] | None = None,
+        layers: Iterable[int] | int | None = None,
         stop_at: int | None = None,
         positions: PositionsLike = None,
         device: torch.device | str | None = None,
@@ -110,30 +110,26 @@ class ActivationCache:
             TokenError: for prompts without tokens, or text without a tokenizer.
         """
         tokens = self._encode(inputs)
-        wiring = self._wiring
+        wiring, keep = self._wiring, self._keep(tokens)
         logits = Site("logits") in self.sites
         wish = Wish(
-            reads=frozenset(self.sites) - {Site("logits")},
-            keep=self._keep(tokens),
+            reads=frozenset(self.sites),
+            keep=keep,
             device=self.device,
             dtype=self.dtype,
-            stop=not logits and bool(self.sites),
-            defer=True,
+            stop=not logits,
+            logits_at=None if keep is None else columns_of(keep, tokens),
+            defer=keep is None,
             tokens=tokens,
         )
-        session, output = execute(wiring, tokens, wish)
-        readings = {
-            site: session.readings[(site.component, site.layer)][0] for site in self.sites if site.component != "logits"
-        }
-        if logits:
-            kept = logits_of(output).detach()
-            readings[Site("logits")] = kept.to(device=self.device, dtype=self.dtype)
+        session, _ = execute(wiring, tokens, wish)
+        readings = {site: session.readings[(site.component, site.layer)][0] for site in self.sites}
         return Activations(
             readings=readings,
             tokens=tokens,
             provenance=provenance_of(self.model, wiring.layout),
             num_layers=wiring.layout.num_layers,
-            keep=self._keep(tokens),
+            keep=keep,
             wiring=wiring,
             squares=session.deferred,
         )
@@ -157,10 +153,9 @@ class ActivationCache:
             raise RunError("beam search mixes rows, so activations would not be those of a prompt: use num_beams=1")
         prompt = self._encode(inputs, side="left")
         device = next(self.model.parameters()).device
-        reads = [site for site in self.sites if site.component != "logits"]
         with editing(
             self.model,
-            read=reads,
+            read=self.sites,
             keep=self.positions,
             device=self.device,
             dtype=self.dtype,
@@ -171,8 +166,8 @@ class ActivationCache:
             sequences = self.model.generate(**given, **options)  # type: ignore[operator]
         ids = getattr(sequences, "sequences", sequences)[:, :-1].cpu()
         return Activations(
-            readings={site: watched[site] for site in reads},
-            tokens=_continued(prompt, ids, self.model),
+            readings={site: watched[site] for site in self.sites},
+            tokens=_continued(prompt, ids, _end_tokens(self.model, options)),
             provenance=provenance_of(self.model, self._wiring.layout),
             num_layers=self._wiring.layout.num_layers,
             keep=self._keep(prompt),
@@ -182,7 +177,7 @@ class ActivationCache:
     def _chosen(
         self,
         sites: str | Site | Sequence[str | Site] | None,
-        layers: Iterable[int] | None,
+        layers: Iterable[int] | int | None,
         stop_at: int | None,
     ) -> list[Site]:
         wiring = self._wiring
@@ -190,7 +185,8 @@ class ActivationCache:
         cheap = [site for name in CHEAP for site in wiring.available(name)]
         found = cheap if sites is None else expand(sites, wiring)
         if layers is not None:
-            wanted = {Site("resid_pre", layer).at_depth(number).layer for layer in layers}
+            several = [layers] if isinstance(layers, int) else layers
+            wanted = {Site("resid_pre", layer).at_depth(number).layer for layer in several}
             found = [site for site in found if site.layer is None or site.layer in wanted]
         if stop_at is not None:
             last = number if stop_at == number else Site("resid_pre", stop_at).at_depth(number).layer or 0
@@ -207,15 +203,18 @@ class ActivationCache:
         return None if self.positions is None else positions(self.positions).bind(tokens)
 
 
-def _continued(prompt: Tokens, ids: Tensor, model: nn.Module) -> Tokens:
+def _end_tokens(model: nn.Module, options: dict[str, Any]) -> list[int]:
+    """The end tokens that `generate` goes by: those asked for, else those of its configuration."""
+    settings = options.get("generation_config") or getattr(model, "generation_config", None)
+    ends = options["eos_token_id"] if "eos_token_id" in options else getattr(settings, "eos_token_id", None)
+    return [] if ends is None else [int(end) for end in torch.as_tensor(ends).reshape(-1)]
+
+
+def _continued(prompt: Tokens, ids: Tensor, ends: list[int]) -> Tokens:
     """Prompts and what was generated; what comes behind a row's end token is padding."""
-    new = ids[:, prompt.ids.shape[1] :]
-    settings = getattr(model, "generation_config", None)
-    ends = getattr(settings, "eos_token_id", None)
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype)).long().cumsum(-1)
-    behind = (ended - torch.isin(new, torch.tensor(ends, dtype=new.dtype)).long()) > 0
-    return replace(prompt, ids=ids, mask=torch.cat([prompt.mask, (~behind).long()], dim=-1), texts=None, offsets=None)
+    end = torch.isin(ids[:, prompt.ids.shape[1] :], torch.tensor(ends, dtype=ids.dtype)).long()
+    real = end.cumsum(-1) - end == 0
+    return replace(prompt, ids=ids, mask=torch.cat([prompt.mask, real.long()], dim=-1), texts=None, offsets=None)
 
 
 __all__ = ["CHEAP", "ActivationCache"]

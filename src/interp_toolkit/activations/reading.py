@@ -76,6 +76,8 @@ class Activations:
             UnknownSiteError: for a name that means nothing.
             UnavailableSiteError: for a site that was not read, and cannot be computed from what was.
         """
+        if not isinstance(site, Site | str):
+            raise SiteError(f"activations are asked for by site, such as 'resid_post.6', not by {site!r}")
         asked = Site.parse(site).at_depth(self.num_layers)
         x = self._shown(asked.whole, self._tensor(asked.whole))
         dim = asked.kind.index_dim
@@ -202,6 +204,7 @@ class Activations:
                 offsets=None if self.prompt.offsets is None else self.prompt.offsets[row : row + 1],
                 single=True,
                 tokenizer=self.prompt.tokenizer,
+                shown=None if self.prompt.shown is None else self.prompt.shown[row : row + 1],
             ),
             provenance=self.provenance,
             num_layers=self.num_layers,
@@ -223,13 +226,15 @@ class Activations:
         prompts = shown if len(lengths) == 1 else f"{len(lengths)} prompts of {min(lengths)}-{max(lengths)} tokens"
         kinds = list(dict.fromkeys(site.component for site in self.sites))
         name = Path(self.provenance.model).name
-        return f"Activations({name}, {prompts}, {len(self)} sites ({', '.join(kinds)}), {self.nbytes / 2**20:.1f} MiB)"
+        return f"Activations({name}, {prompts}, {len(self)} sites ({', '.join(kinds)}), {_bytes(self.nbytes)})"
 
     # --- files -----------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write everything held to a safetensors file. Scores and patterns are in it if they were read or asked for."""
         target = Path(path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {target.parent} to save {target.name} in")
         shared: dict[int, str] = {}
         same: dict[str, str] = {}
         tensors: dict[str, Tensor] = {}
@@ -265,27 +270,35 @@ class Activations:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except FileNotFoundError:
+            raise
         except (SafetensorError, OSError) as error:
             raise FileFormatError(f"{path} cannot be read as saved activations: {error}") from error
         if metadata.get("format") != _FORMAT:
             raise FileFormatError(f"{path} holds {metadata.get('format', 'something else')!r}, not {_FORMAT!r}")
-        about: dict[str, Any] = json.loads(metadata["about"])
+        try:
+            return cls._from_parts(tensors, json.loads(metadata["about"]), metadata["provenance"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise FileFormatError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+    @classmethod
+    def _from_parts(cls, tensors: dict[str, Tensor], about: dict[str, Any], provenance: str) -> Activations:
         ids, mask = tensors.pop("tokens.ids").cpu(), tensors.pop("tokens.mask").cpu()
         offsets = about["offsets"]
-        tokens = _SavedTokens(
+        tokens = Tokens(
             ids=ids,
             mask=mask,
             texts=None if about["texts"] is None else tuple(about["texts"]),
             offsets=None if offsets is None else tuple(tuple((a, b) for a, b in row) for row in offsets),
             single=about["single"],
+            shown=tuple(tuple(row) for row in about["strings"]),
         )
-        object.__setattr__(tokens, "saved", about["strings"])
         readings = {Site.parse(name): x for name, x in tensors.items()}
         readings |= {Site.parse(name): tensors[other] for name, other in about["same"].items()}
         return cls(
             readings=readings,
             tokens=tokens,
-            provenance=Provenance.from_json(metadata["provenance"]),
+            provenance=Provenance.from_json(provenance),
             num_layers=about["num_layers"],
             keep=None if about["kept"] is None else Positions(),
         )
@@ -306,14 +319,18 @@ class Activations:
     def _missing(self, site: Site) -> str:
         if self._wiring is not None:
             self._wiring.check(site)
-        held = ", ".join(dict.fromkeys(s.component for s in self.sites))
+        layers = [s.layer for s in self.sites if s.component == site.component]
+        if layers:
+            return f"{site} was not read; of {site.component} these activations hold layers {layers}: see layers="
+        held = ", ".join(dict.fromkeys(s.component for s in self.sites)) or "nothing"
         return (
             f"{site} was not read; these activations hold {held}. "
             f"Name it: ActivationCache(model, sites=[..., {site.component!r}])"
         )
 
     def _compute_squares(self, site: Site) -> None:
-        squares = self._squares.get(site.layer or 0)
+        # Of cut queries and keys no pattern can be made.
+        squares = self._squares.get(site.layer or 0) if self._keep is None else None
         sites = [Site(name, site.layer) for name in ("q", "k", "v")]
         if squares is None or self._wiring is None or any(s not in self._readings for s in sites):
             return
@@ -348,14 +365,8 @@ class Activations:
         return x.masked_fill(~mask.view(shape), filler)
 
 
-class _SavedTokens(Tokens):
-    """Tokens from a file, which know their strings without a tokenizer."""
-
-    saved: list[list[str]]
-
-    def strings(self, row: int = 0) -> list[str]:
-        """The tokens of one prompt as people read them."""
-        return list(self.saved[row])
+def _bytes(number: int) -> str:
+    return f"{number / 2**20:.1f} MiB" if number >= 2**20 else f"{number / 2**10:.1f} KiB"
 
 
 def _float_of(like: Tensor, x: Tensor) -> torch.dtype:

@@ -21,6 +21,7 @@ from interp_toolkit.model.tokens import (
     answer_token,
     check_same_length,
     encode,
+    is_text,
     token_string,
     tokenizer_for,
 )
@@ -78,7 +79,9 @@ def prepare_pair(
         AlignmentError: when the prompts have different lengths and `align` does not say how they line up.
         TokenError: when the prompts are the same, more than one was given, or an answer is not one token.
     """
-    tokenizer = tokenizer_for(model, tokenizer)
+    words = [clean_input, corrupt_input, target_token, *(answers or ())]
+    if any(is_text(word) for word in words):
+        tokenizer = tokenizer_for(model, tokenizer)
     clean, corrupt = (
         _one(text, name, tokenizer) for text, name in ((clean_input, "clean"), (corrupt_input, "corrupt"))
     )
@@ -86,7 +89,7 @@ def prepare_pair(
         raise TokenError("the clean and the corrupt prompt are the same, so patching cannot change anything")
     matched = _matched(clean, corrupt, align)
     logits = [last_logits(model, tokens, layout) for tokens in (clean, corrupt)]
-    prompt = clean.texts[0] if clean.texts else str(tokenizer.decode(clean.row()))
+    prompt = clean.texts[0] if clean.texts else "" if tokenizer is None else str(tokenizer.decode(clean.row()))
     target, foil, foil_from = _answers(prompt, target_token, answers, logits[1], tokenizer)
     pair = Pair(
         clean=clean,
@@ -120,7 +123,7 @@ def last_logits(model: nn.Module, tokens: Tokens, layout: Layout | None, *edits:
     return logits[0, -1].float().cpu()
 
 
-def _one(inputs: Inputs, name: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def _one(inputs: Inputs, name: str, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
     tokens = encode(inputs, tokenizer=tokenizer)
     if len(tokens) != 1:
         raise TokenError(f"one {name} prompt is patched at a time, but {len(tokens)} were given")
@@ -147,6 +150,8 @@ def _matched(clean: Tokens, corrupt: Tokens, align: Align) -> tuple[tuple[int, i
                         f"align maps clean position {a} to corrupt position {b}, but the prompts have {lengths[0]} and "
                         f"{lengths[1]} tokens"
                     )
+            if len(set(align.values())) < len(align):
+                raise AlignmentError(f"align maps several clean positions to one corrupt position: {dict(align)}")
             return tuple(align.items())
     raise AlignmentError(f"align is None, 'left', 'right' or a map from clean to corrupt positions, not {align!r}")
 
@@ -156,14 +161,19 @@ def _answers(
     target: str | int | None,
     answers: Sequence[str | int] | None,
     corrupt_logits: Tensor,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> tuple[int, int, str]:
     if (target is None) == (answers is None):
         raise TokenError("say what the clean answer is: target_token='Paris', or answers=(' Paris', ' Rome')")
     given = [target] if answers is None else [answers] if isinstance(answers, str | int) else list(answers)
     if len(given) not in (1, 2):
         raise TokenError(f"answers are (target, foil) or (target,), but {len(given)} were given")
+    if any(answer is None for answer in given):
+        raise TokenError(f"an answer is a token, not None: {answers!r}")
     ids = [answer_token(prompt, answer, tokenizer) for answer in given if answer is not None]
+    beyond = [i for i in ids if i >= len(corrupt_logits)]
+    if beyond:
+        raise TokenError(f"token id {beyond[0]} is outside of the model's vocabulary: 0 to {len(corrupt_logits) - 1}")
     if len(ids) == 2:
         if ids[0] == ids[1]:
             raise TokenError(f"the two answers are the same token, {token_string(tokenizer, ids[0])!r}")

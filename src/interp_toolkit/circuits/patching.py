@@ -21,7 +21,7 @@ from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PerRow, PositionsLike, Span, positions
 from interp_toolkit.model.run import run
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
-from interp_toolkit.model.tokens import Inputs, Tokens, encode, token_string, tokenizer_for
+from interp_toolkit.model.tokens import Inputs, Tokens, encode, token_string
 from interp_toolkit.model.verify import verified
 from interp_toolkit.provenance import provenance_of
 
@@ -86,9 +86,7 @@ def activation_patch(
         raise RunError(
             f"direction is 'denoise' (clean into corrupt) or 'noise' (corrupt into clean), not {direction!r}"
         )
-    site = _site(patch_component, patch_layer, head, neuron)
-    tokenizer = tokenizer_for(model, tokenizer)
-    site = verified(model, layout).check(site)
+    site = verified(model, layout).check(_site(patch_component, patch_layer, head, neuron))
     pair = prepare_pair(
         model,
         clean_input,
@@ -99,6 +97,7 @@ def activation_patch(
         tokenizer=tokenizer,
         layout=layout,
     )
+    tokenizer = pair.clean.tokenizer
     source, base = (pair.clean, pair.corrupt) if direction == "denoise" else (pair.corrupt, pair.clean)
     chosen = _chosen(positions, pair, direction, site)
     value = run(model, source, read=[site.whole], layout=layout)[site]
@@ -140,7 +139,10 @@ def layer_effects(
         site.
     """
     wiring = verified(model, layout)
-    sites = wiring.available(SHORT_NAMES.get(component, component))
+    name = SHORT_NAMES.get(component, component)
+    if name not in COMPONENTS or not COMPONENTS[name].per_layer:
+        raise SiteError(f"effects by layer are of a component without a layer, such as 'mlp', not of {component!r}")
+    sites = wiring.available(name)
     if not sites:
         wiring.check(Site(component, 0))
     chosen = _chosen(positions, pair, "denoise", sites[0])
@@ -162,15 +164,21 @@ def layer_effects(
 
 
 def _site(component: str | Site, layer: int | None, head: int | None, neuron: int | None) -> Site:
-    if head is not None and neuron is not None:
-        raise SiteError("a patch is of a head or of a neuron, not of both")
-    index = head if head is not None else neuron
     if isinstance(component, str) and SHORT_NAMES.get(component, component) in COMPONENTS and layer is not None:
-        return Site(component, layer, index)
-    site = Site.parse(component)
-    if layer is not None and site.layer not in (None, layer):
+        site = Site(component, layer)
+    else:
+        site = Site.parse(component)
+    if layer is not None and site.layer != layer:
         raise SiteError(f"{site} names layer {site.layer}, but patch_layer={layer} was given too")
-    return Site(site.component, site.layer, site.index if index is None else index)
+    for name, index, axes in (("head", head, ("head", "kv_head")), ("neuron", neuron, ("d_mlp",))):
+        if index is None:
+            continue
+        if site.kind.index_axis not in axes:
+            raise SiteError(f"{site.component} has no {name}s, but {name}={index} was given")
+        if site.index not in (None, index):
+            raise SiteError(f"{site} names number {site.index}, but {name}={index} was given too")
+        site = Site(site.component, site.layer, index)
+    return site
 
 
 def _chosen(where: PositionsLike, pair: Pair, direction: Direction, site: Site) -> list[tuple[int, int]]:
@@ -195,7 +203,10 @@ def _asked(where: PositionsLike, pair: Pair, base: Tokens) -> set[int]:
         try:
             bound = spec.bind(base)
         except PositionError:
-            found = spec.bind(source)
+            try:
+                found = spec.bind(source)
+            except PositionError as error:
+                raise PositionError(f"{spec.text!r} is neither in {_text(base)} nor in {_text(source)}") from error
             there = set(found.rows[0]) if isinstance(found, PerRow) else set()
             pairs = [(a, b) if source is pair.clean else (b, a) for a, b in pair.matched]
             return {b for a, b in pairs if a in there}
@@ -204,6 +215,10 @@ def _asked(where: PositionsLike, pair: Pair, base: Tokens) -> set[int]:
     length = len(base.row())
     selected = bound.select(torch.arange(length)[None], torch.tensor([length]))[0]
     return {int(n) for n in selected.nonzero()[:, 0]}
+
+
+def _text(tokens: Tokens) -> str:
+    return repr(tokens.texts[0] if tokens.texts else "".join(tokens.strings()))
 
 
 def _moved(value: Tensor, site: Site, chosen: Sequence[tuple[int, int]], length: int) -> Tensor:
@@ -216,7 +231,7 @@ def _moved(value: Tensor, site: Site, chosen: Sequence[tuple[int, int]], length:
     return moved.index_copy(dim, base, value.index_select(dim, source))
 
 
-def _top(logits: Tensor, tokenizer: PreTrainedTokenizerBase, number: int = 5) -> tuple[tuple[str, float], ...]:
+def _top(logits: Tensor, tokenizer: PreTrainedTokenizerBase | None, number: int = 5) -> tuple[tuple[str, float], ...]:
     best = logits.softmax(-1).topk(min(number, logits.shape[-1]))
     return tuple((token_string(tokenizer, int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True))
 

@@ -88,12 +88,16 @@ class PatchResult:
             else "at " + ", ".join(f"{p} {tokens[p]!r}" for p in self.positions)
         )
         chosen = "" if self.foil_from == "given" else f" ({self.foil_from})"
+        effect = self.normalized_effect
+        share = f"{effect:+.1%} of the difference between them"
+        if math.isnan(effect):
+            share = "the two prompts do not differ in it"
         return (
             f"Putting {self.site} of the {source} run into the {base} run {where} changes the logit difference "
             f"{self.target!r} − {self.foil!r}{chosen} by {self.logit_diff_change:+.3f}, from {before:.3f} to "
             f"{self.patched_logit_diff:.3f} (clean {self.clean_logit_diff:.3f}, corrupt "
             f"{self.corrupt_logit_diff:.3f}): "
-            f"{self.normalized_effect:+.1%} of the difference between them. The probability of {self.target!r} "
+            f"{share}. The probability of {self.target!r} "
             "goes from "
             f"{self.probability_before:.3f} to {self.probability_after:.3f}."
         )
@@ -109,7 +113,10 @@ class PatchResult:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row of numbers; needs pandas."""
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError('a data frame needs pandas: pip install "interpretability-toolkit[probes]"') from error
 
         numbers = {k: v for k, v in self.to_dict().items() if isinstance(v, str | float | int) or v is None}
         return pd.DataFrame([numbers])

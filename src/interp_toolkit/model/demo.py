@@ -65,7 +65,10 @@ def load_model(
         weights = {"attn_implementation": attn_implementation, "dtype": dtype or "auto", **hub, **options}
         model = _load_weights(name, weights)
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]  # the stub of `to` knows no unions
+        try:
+            model.to(device)  # type: ignore[arg-type]  # the stub of `to` knows no unions
+        except (RuntimeError, AssertionError) as error:
+            raise ModelLoadError(f"The model cannot be moved to {str(device)!r}: {error}") from error
     return model.eval(), tokenizer
 
 

@@ -87,7 +87,8 @@ def base_of(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
-            f"expected a causal language model (AutoModelForCausalLM), not {type(model).__name__}"
+            f"expected a causal language model (AutoModelForCausalLM), not {model!r:.60}: load it first, as "
+            "model, tokenizer = load_model(...)"
         )
     _refuse_compiled(model)
     unwrap = getattr(model, "get_base_model", None)

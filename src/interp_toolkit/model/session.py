@@ -225,9 +225,9 @@ class Session:
             x = torch.nn.functional.pad(x, (window.total - x.shape[-1], 0), value=filler)
         if x.shape[dim] > window.new:
             x = x.narrow(dim, x.shape[dim] - window.new, window.new)
-        if self.wish.keep is None or component == "logits":
+        if self.wish.keep is None or (component == "logits" and self.wish.logits_at is not None):
             return x
-        fresh = window.index[:, window.total - window.new :]
+        fresh = window.index[:, window.total - x.shape[dim] :]
         chosen = self.wish.keep.columns(fresh, window.lengths)
         if len({len(row) for row in chosen}) > 1:
             raise RunError(f"the positions to keep differ in number between the rows: {[len(row) for row in chosen]}")

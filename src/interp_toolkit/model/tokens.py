@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from interp_toolkit.errors import AlignmentError, PositionError, TokenError
+from interp_toolkit.errors import AlignmentError, PositionError, TokenError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,7 @@ class Tokens:
         offsets: for each row and token, the characters of the text it covers.
         single: one prompt was given, not a batch: results come without a batch axis.
         tokenizer: for showing tokens.
+        shown: the tokens as people read them, where they come from a file.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -47,6 +48,7 @@ class Tokens:
     offsets: tuple[tuple[tuple[int, int], ...], ...] | None = None
     single: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
+    shown: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         """How many prompts there are."""
@@ -68,6 +70,8 @@ class Tokens:
 
     def strings(self, row: int = 0) -> list[str]:
         """The tokens of one prompt as people read them; without a tokenizer, their ids."""
+        if self.shown is not None:
+            return list(self.shown[row])
         return [token_string(self.tokenizer, i) for i in self.row(row)]
 
     def find(self, text: str, *, row: int = 0, occurrence: int = 0) -> tuple[int, ...]:
@@ -102,6 +106,10 @@ def tokenizer_for(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = 
     """
     if tokenizer is not None:
         return tokenizer
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"expected a model, not {model!r}: load it first, as model, tokenizer = load_model(...)"
+        )
     known = _TOKENIZERS.get(model)
     if known is not None:
         return known
@@ -264,7 +272,7 @@ def token_string(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     return symbol if "\ufffd" in text or not text else text
 
 
-def answer_token(prompt: str, answer: str | int, tokenizer: PreTrainedTokenizerBase) -> int:
+def answer_token(prompt: str, answer: str | int, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """The one token with which `answer` continues `prompt`.
 
     `"Paris"` means the token that continues the prompt, usually with its leading space: `" Paris"` is tried first, then
@@ -274,10 +282,11 @@ def answer_token(prompt: str, answer: str | int, tokenizer: PreTrainedTokenizerB
         TokenError: when the answer is not a single token there; the message shows what it is.
     """
     if isinstance(answer, int):
-        size = len(tokenizer)
-        if not 0 <= answer < size:
-            raise TokenError(f"token id {answer} is outside of the vocabulary: 0 to {size - 1}")
+        if answer < 0:
+            raise TokenError(f"token id {answer} is outside of the vocabulary: ids count from 0")
         return answer
+    if tokenizer is None:
+        raise TokenError(f"the answer {answer!r} is text, but there is no tokenizer: pass tokenizer= or a token id")
     if not answer.strip():
         raise TokenError(f"the answer {answer!r} is empty")
     spaced = answer if answer[0].isspace() or prompt[-1:].isspace() else " " + answer
@@ -306,11 +315,12 @@ def _continuation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) 
 def side_by_side(first: Sequence[str], second: Sequence[str], names: tuple[str, str] = ("clean", "corrupt")) -> str:
     """Two token lists in columns, differences marked."""
     width = max([len(repr(t)) for t in first] + [len(names[0])])
+    other = max([len(repr(t)) for t in second] + [len(names[1])])
     lines = [f"  pos  {names[0]:<{width}}  {names[1]}"]
     for n in range(max(len(first), len(second))):
         a = repr(first[n]) if n < len(first) else "-"
         b = repr(second[n]) if n < len(second) else "-"
-        lines.append(f"  {n:>3}  {a:<{width}}  {b}{'' if a == b else '   *'}")
+        lines.append(f"  {n:>3}  {a:<{width}}  {b:<{other}}{'' if a == b else '  *'}".rstrip())
     return "\n".join(lines)
 
 

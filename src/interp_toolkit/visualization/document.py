@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Protocol, runtime_checkable
 
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+_INVISIBLE |= {chr(c): f"⟨U+{c:04X}⟩" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
+_JOINER = "\u200d"
 
 
 @runtime_checkable
@@ -26,14 +29,29 @@ class Part(Protocol):
 
 
 def shown(text: str) -> str:
-    """Text as it can stand in HTML or SVG: escaped, line ends visible, no character that XML forbids."""
+    """Text as it can stand in HTML or SVG: escaped, line ends and marks of direction visible, no character XML forbids."""
     visible = "".join(_INVISIBLE.get(c, c) for c in text)
     return html.escape(_NOT_IN_XML.sub("\ufffd", visible), quote=True)
 
 
 def shortened(text: str, width: int = 12) -> str:
-    """Text cut to a width, with an ellipsis."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Text cut to a number of characters, with an ellipsis; joined characters stay together."""
+    if len(text) <= width:
+        return text
+    cut = width - 1
+    while cut and (_extends(text[cut]) or text[cut - 1] == _JOINER):
+        cut -= 1
+    return text[:cut] + "…"
+
+
+def text_width(text: str, size: float) -> float:
+    """About how many pixels a text takes; rather too many than too few."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return size * (0.64 * (len(text) - wide) + 1.1 * wide)
+
+
+def _extends(character: str) -> bool:
+    return character == _JOINER or unicodedata.category(character) in ("Mn", "Mc", "Me")
 
 
 @dataclass(frozen=True)
@@ -129,4 +147,4 @@ class Document:
         return f'<iframe sandbox srcdoc="{html.escape(self.to_html(), quote=True)}" width="100%" height="480"></iframe>'
 
 
-__all__ = ["STYLE", "Document", "Paragraph", "Part", "Table", "shortened", "shown"]
+__all__ = ["STYLE", "Document", "Paragraph", "Part", "Table", "shortened", "shown", "text_width"]

@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp_toolkit.visualization.document import Document, Table, shortened, shown
+from interp_toolkit.visualization.document import Document, Table, shortened, shown, text_width
 
 _CELL_WIDTH, _CELL_HEIGHT = 26, 24
 _LABEL, _TOP, _TITLE = 8, 34, 22
+_ROW_LABEL, _COLUMN_LABEL = 24, 8
 _POSITIVE, _NEGATIVE = (33, 102, 172), (199, 92, 18)
 _LIGHT, _DARK = (247, 247, 247), (38, 44, 52)
 _BRIGHT_POSITIVE, _BRIGHT_NEGATIVE = (100, 170, 235), (240, 145, 70)
 _STYLE = """
 .ink { fill: #1b1f24; font: 12px system-ui, sans-serif; } .soft { fill: #59636e; font: 11px system-ui, sans-serif; }
 .title { fill: #1b1f24; font: 600 14px system-ui, sans-serif; } text { unicode-bidi: isolate; white-space: pre; }
-.dark { display: none; } rect { shape-rendering: crispEdges; } g.cell:hover rect { stroke: #1b1f24; stroke-width: 1.5; }
-@media (prefers-color-scheme: dark) { .light { display: none; } .dark { display: inline; } .ink, .title { fill:
-#e6edf3; } .soft { fill: #9198a1; } g.cell:hover rect { stroke: #e6edf3; } }
+.missing { stroke: #8c959f; stroke-width: 1; fill: none; } .dark { display: none; } rect { shape-rendering:
+crispEdges; } g.cell:hover rect { stroke: #1b1f24; stroke-width: 1.5; } @media (prefers-color-scheme: dark) { .light
+{ display: none; } .dark { display: inline; } .ink, .title { fill: #e6edf3; } .soft { fill: #9198a1; } g.cell:hover
+rect { stroke: #e6edf3; } }
 """
 
 
@@ -52,7 +54,9 @@ class Heatmap:
     limit: float | None = None
 
     def __post_init__(self) -> None:
-        """Check that labels and values match."""
+        """Check that there is something to show, and that labels and values match."""
+        if not self.rows or not self.columns:
+            raise ValueError("a heat map needs at least one row and one column")
         widths = {len(row) for row in self.values}
         if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
             raise ValueError(
@@ -73,9 +77,9 @@ class Heatmap:
             >>> Heatmap(values=[[0.5]], rows=["a"], columns=["b"], title="t").to_svg()[:4]
             '<svg'
         """
-        left = _LABEL + 7 * max(len(shortened(r, 24)) for r in self.rows)
-        width = max(left + _CELL_WIDTH * len(self.columns) + _LABEL, 7 * len(self.title) + 2 * _LABEL, left + 250)
-        height = _TOP + _TITLE + _CELL_HEIGHT * len(self.rows) + 40
+        left, cell = self._left(), self._cell_width()
+        widest = max(left + cell * len(self.columns), text_width(self.title, 14.5), left + 250)
+        width, height = round(widest + 2 * _LABEL), _TOP + _TITLE + _CELL_HEIGHT * len(self.rows) + 40
         opening = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             f'role="img" aria-label="{shown(self.title)}"><style>{_STYLE}</style>'
@@ -86,36 +90,45 @@ class Heatmap:
         parts += self._labels(left) + self._cells(left) + self._scale(left, height - 24)
         return "".join(parts) + "</svg>"
 
+    def _left(self) -> int:
+        """Where the cells begin."""
+        labels = [text_width(shortened(label, _ROW_LABEL), 12) for label in self.rows]
+        return round(2 * _LABEL + max(*labels, text_width(self.column_name, 11)))
+
+    def _cell_width(self) -> int:
+        """Wide enough for the labels of the columns."""
+        labels = [text_width(shortened(label, _COLUMN_LABEL), 11) for label in self.columns]
+        return round(max(_CELL_WIDTH, *(6 + width for width in labels)))
+
     def _labels(self, left: int) -> list[str]:
-        parts = []
+        parts, cell = [], self._cell_width()
         for n, label in enumerate(self.columns):
-            x = left + _CELL_WIDTH * n + _CELL_WIDTH / 2
-            text = shown(shortened(label, 4))
+            x = left + cell * n + cell / 2
+            text = shown(shortened(label, _COLUMN_LABEL))
             parts.append(
                 f'<text class="soft" x="{x}" y="{_TOP + 13}" '
                 f'text-anchor="middle">{text}<title>{shown(label)}</title></text>'
             )
         for n, label in enumerate(self.rows):
             y = _TOP + _TITLE + _CELL_HEIGHT * n + 16
-            text = shown(shortened(label, 24))
+            text = shown(shortened(label, _ROW_LABEL))
             parts.append(
                 f'<text class="ink" x="{left - 6}" y="{y}" text-anchor="end">{text}<title>{shown(label)}</title></text>'
             )
         return parts
 
     def _cells(self, left: int) -> list[str]:
-        parts = []
+        parts, cell = [], self._cell_width()
         for r, row in enumerate(self.values):
             for c, value in enumerate(row):
-                place = (
-                    f'x="{left + _CELL_WIDTH * c}" y="{_TOP + _TITLE + _CELL_HEIGHT * r}" '
-                    f'width="{_CELL_WIDTH - 1}" height="{_CELL_HEIGHT - 1}"'
-                )
+                x, y = left + cell * c, _TOP + _TITLE + _CELL_HEIGHT * r
+                place = f'x="{x}" y="{y}" width="{cell - 1}" height="{_CELL_HEIGHT - 1}"'
                 words = f"{self.rows[r]}, {self.column_name} {self.columns[c]}: {_number(value)}"
                 parts.append(
                     f'<g class="cell"><title>{shown(words)}</title>'
                     f'<rect class="light" {place} fill="{self._colour(value, dark=False)}"/>'
-                    f'<rect class="dark" {place} fill="{self._colour(value, dark=True)}"/></g>'
+                    f'<rect class="dark" {place} fill="{self._colour(value, dark=True)}"/>'
+                    f"{_crossed(x, y, cell) if math.isnan(value) else ''}</g>"
                 )
         return parts
 
@@ -131,7 +144,7 @@ class Heatmap:
         return [*parts, f'<text class="soft" x="{left + 178}" y="{y + 13}">{_number(self.full)}</text>']
 
     def _colour(self, value: float, *, dark: bool) -> str:
-        if not math.isfinite(value):
+        if math.isnan(value):
             return "none"
         share = min(1.0, abs(value) / self.full)
         ends = (_BRIGHT_POSITIVE, _BRIGHT_NEGATIVE) if dark else (_POSITIVE, _NEGATIVE)
@@ -170,8 +183,19 @@ class Heatmap:
         return Document(title=self.title, parts=(self,))._repr_html_()
 
 
+def _crossed(x: int, y: int, cell: int) -> str:
+    """The sign of a missing value."""
+    right, bottom = x + cell - 5, y + _CELL_HEIGHT - 5
+    return f'<path class="missing" d="M{x + 4} {y + 4}L{right} {bottom}M{x + 4} {bottom}L{right} {y + 4}"/>'
+
+
 def _number(value: float) -> str:
-    return "–" if not math.isfinite(value) else f"{value:.2f}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    small = value != 0 and abs(value) < 0.01
+    return f"{value:.1e}".replace("-", "−") if small else f"{value:.2f}".replace("-", "−")
 
 
 __all__ = ["Heatmap"]
