@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
 import torch
 
@@ -20,3 +22,12 @@ torch.set_num_threads(1)
 def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The demo model and its tokenizer."""
     return interp_toolkit.load_model("demo")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without run-time checks of annotations, as users have it: for arguments whose type is wrong on purpose."""
+    kept = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", kept)

@@ -6,8 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from tiny import FAMILIES, IDS, VOCAB, WINDOW, padded, tiny_model, tokens
 from torch import Tensor
+
+from tiny import FAMILIES, IDS, VOCAB, WINDOW, padded, tiny_model, tokens
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 

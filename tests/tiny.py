@@ -8,6 +8,7 @@ draws the same numbers from torch's CPU generator.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Family:
         return getattr(transformers, self.config_class)(**copy.deepcopy(dict(self.settings)))
 
 
-def _families() -> dict[str, Family]:
+def _families() -> dict[str, Family]:  # noqa: PLR0915 - a table
     found: dict[str, Family] = {}
 
     def add(
@@ -284,6 +285,20 @@ def tiny_model(
         )
     randomise(model, seed)
     return model.eval()
+
+
+def model_of(name: str, implementation: str = "sdpa") -> Any:
+    """The tiny model of a family, the same one each time: for tests that leave a model as they found it.
+
+    All of them in one process together need its verification only once.
+    """
+    known = FAMILIES[name].implementations
+    return _model_of(name, implementation if implementation in known else known[0])
+
+
+@functools.cache
+def _model_of(name: str, implementation: str) -> Any:
+    return tiny_model(name, attn_implementation=implementation)
 
 
 @torch.no_grad()

@@ -13,14 +13,13 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from tiny import VOCAB, tiny_model, tokens
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from interp_toolkit import Site, Span, activation_patch, load_model
+from interp_toolkit import Site, Span, activation_patch
 from interp_toolkit.circuits import PatchResult, layer_effects, prepare_pair
 from interp_toolkit.errors import (
     AlignmentError,
@@ -32,6 +31,7 @@ from interp_toolkit.errors import (
     TokenError,
     UnknownSiteError,
 )
+from tiny import VOCAB, tiny_model, tokens
 
 CLEAN, CORRUPT = (row.tolist() for row in tokens(2, 7))
 LENGTH, LAYER = 7, 1
@@ -350,7 +350,7 @@ def test_a_span_in_neither_prompt_names_both() -> None:
     assert text(CORRUPT) in str(caught.value)
 
 
-LONG = CLEAN[:3] + [50, 51] + CLEAN[3:]
+LONG = [*CLEAN[:3], 50, 51, *CLEAN[3:]]
 ALIGNED = {
     "left": [(n, n) for n in range(7)],
     "right": [(n + 2, n) for n in range(7)],
@@ -403,10 +403,9 @@ def test_alignments_that_cannot_be_are_refused(align: Any, words: str) -> None:
         by_text(LONG, CORRUPT, align=align)
 
 
-@BOTH_WAYS
-def test_a_map_that_sends_two_positions_to_one_is_refused(direction: str) -> None:
+def test_a_map_that_sends_two_positions_to_one_is_refused() -> None:
     with pytest.raises(AlignmentError):
-        by_text(LONG, CORRUPT, direction, align={2: 2, 3: 2} if direction == "denoise" else {2: 2, 2.0: 3, 4: 3})
+        by_text(LONG, CORRUPT, align={2: 2, 3: 2})
 
 
 def test_patterns_of_other_lengths_are_refused() -> None:
@@ -463,7 +462,7 @@ def test_token_ids_and_integer_answers_need_no_tokenizer() -> None:
 def test_identical_prompts_and_batches_are_refused() -> None:
     with pytest.raises(TokenError, match="are the same"):
         by_text(CLEAN, CLEAN)
-    with pytest.raises(TokenError, match="one clean prompt .* 2 were given"):
+    with pytest.raises(TokenError, match=r"one clean prompt .* 2 were given"):
         activation_patch(
             model_of("llama"), [CLEAN, CLEAN], CORRUPT, answers=(TARGET, FOIL), patch_layer=0, tokenizer=TOKENIZER
         )
@@ -509,12 +508,11 @@ def test_a_name_in_place_of_a_model_is_refused_in_words() -> None:
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "qwen3_moe"])
-@pytest.mark.parametrize("where", [None, -1, [2, 4]])
+@pytest.mark.parametrize(("name", "where"), [("llama", None), ("qwen3_moe", [2, 4]), ("gemma2", -1)])
 def test_layer_effects_are_one_patch_for_each_layer(name: str, where: Any) -> None:
     model = model_of(name)
-    pair = prepare_pair(model, CLEAN, CORRUPT, answers=(TARGET, FOIL), tokenizer=TOKENIZER)
-    for component in ("resid", "attn", "mlp", "z", "v", "pattern", "mlp_post"):
+    pair = prepare_pair(model, CLEAN, CORRUPT, answers=answers_of(name), tokenizer=TOKENIZER)
+    for component in ("resid", "attn", "z", "pattern", "mlp_post"):
         found = layer_effects(model, pair, component, positions=where)
         assert found.shape == (model.config.num_hidden_layers,)
         for layer, effect in enumerate(found.tolist()):
@@ -621,11 +619,6 @@ def test_a_result_survives_a_file_without_a_difference(tmp_path: Path) -> None:
 # --- a real model -------------------------------------------------------------------------------------------------
 
 EIFFEL, COLOSSEUM = "The Eiffel Tower is in", "The Colosseum is in"
-
-
-@pytest.fixture(scope="module")
-def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model("demo")
 
 
 def test_the_promised_call_runs_as_printed(demo: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:

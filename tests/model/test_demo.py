@@ -239,9 +239,7 @@ def test_settings_of_transformers_are_as_before_after_converting(cache: Path, sh
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
-def test_a_finished_folder_is_used_without_fetching(
-    cache: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_folder_is_used_without_fetching(cache: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo_model_folder(shop.spec)
     monkeypatch.setattr(demo_files, "_prepare", None)
     assert demo_model_folder(shop.spec) == folder
@@ -283,9 +281,7 @@ def test_an_installed_distribution_is_used(
     assert (demo_model_folder(shop.spec) / "model.safetensors").exists()
 
 
-def test_two_processes_that_start_at_once_make_one_good_folder(
-    cache: Path, shop: Shop, tmp_path: Path
-) -> None:
+def test_two_processes_that_start_at_once_make_one_good_folder(cache: Path, shop: Shop, tmp_path: Path) -> None:
     log = tmp_path / "conversions"
     code = f"""
 def slow_convert(*arguments):
@@ -340,9 +336,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_stays(
     AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_an_interrupted_process_cleans_up_behind_itself(
-    cache: Path, stuck_process: subprocess.Popen[str]
-) -> None:
+def test_an_interrupted_process_cleans_up_behind_itself(cache: Path, stuck_process: subprocess.Popen[str]) -> None:
     stuck_process.send_signal(signal.SIGINT)
     assert stuck_process.wait(timeout=60) != 0
     assert names_in(cache) == []
@@ -394,23 +388,17 @@ def test_a_missing_tool_is_named(
     cache: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, missing: str, advice: str
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
     with pytest.raises(ModelLoadError) as caught:
         demo_model_folder(shop.spec)
     assert missing in str(caught.value)
     assert advice in str(caught.value)
 
 
-def test_a_cache_that_can_not_be_written_is_named(
-    tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("INTERP_TOOLKIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(
-        ModelLoadError, match=r"could not be written to .*file.* INTERP_TOOLKIT_CACHE can name"
-    ):
+    with pytest.raises(ModelLoadError, match=r"could not be written to .*file.* INTERP_TOOLKIT_CACHE can name"):
         demo_model_folder(shop.spec)
 
 
@@ -443,9 +431,7 @@ def local_model(cache: Path, shop: Shop, tmp_path: Path) -> Path:
     """A folder with a random GPT-2 and a tokenizer."""
     folder = tmp_path / "local"
     tiny_model("gpt2").save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(shop.gguf.parent, gguf_file=shop.gguf.name).save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast.from_pretrained(shop.gguf.parent, gguf_file=shop.gguf.name).save_pretrained(folder)
     return folder
 
 
@@ -472,9 +458,7 @@ def test_other_options_reach_transformers(local_model: Path) -> None:
 
 def test_a_model_of_the_hub_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ModelLoadError, match=r"'no-one/nothing' could not be loaded: the hub can't be reached.*demo"
-    ):
+    with pytest.raises(ModelLoadError, match=r"'no-one/nothing' could not be loaded: the hub can't be reached.*demo"):
         load_model("no-one/nothing")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp_toolkit.errors import EditError, PositionError, RunError, SiteError, UnavailableSiteError, UnknownSiteError
 from interp_toolkit.model import Edit, Site, Span, Tokens, run
 from interp_toolkit.model.positions import Positions
-from tiny import FAMILIES, padded, tiny_model, tokens
+from tiny import FAMILIES, model_of, padded, tiny_model, tokens
 
 IDS = tokens(2, 6)
 SEQUENTIAL = [
@@ -78,11 +78,6 @@ WRITES = {
     "opt": "self_attn.out_proj",
 }
 MULTIPLIER = {"granite": 0.6, "minicpm3": 1.4 / 3**0.5}
-
-
-@cache
-def model_of(name: str, implementation: str = "sdpa") -> Any:
-    return tiny_model(name, attn_implementation=implementation)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -201,7 +196,7 @@ def test_keys_without_length_make_uniform_attention(name: str) -> None:
     close(pattern, (uniform / uniform.sum(-1, keepdim=True)).expand_as(pattern), 1e-6)
 
 
-# --- against plain hooks ------------------------------------------------------------------------------------------------
+# --- against plain hooks ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "falcon", "gemma2", "bloom", "phi"])
@@ -232,7 +227,7 @@ def test_resid_mid_set_is_attention_made_to_write_the_difference(name: str) -> N
     close(result.logits, expected, 1e-3)
 
 
-# --- attention by hand ----------------------------------------------------------------------------------------------------
+# --- attention by hand ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -267,6 +262,13 @@ def test_scores_edited_go_through_the_softmax(name: str) -> None:
     close(result["z.1"], torch.einsum("bhqk,bkhd->bqhd", expected, values))
 
 
+@pytest.mark.parametrize("edit", [Edit.set("scores.1", 0.0), Edit.scale("scores.1", -1.0)], ids=str)
+def test_edited_scores_show_nothing_that_attention_may_not_see(edit: Edit) -> None:
+    pattern = run(model_of("llama"), IDS, edits=[edit], read="pattern.1")["pattern.1"]
+    assert not pattern.triu(1).any()
+    close(pattern.sum(-1), torch.ones(2, 4, 6), 1e-5)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_query_set_at_one_position_changes_only_that_row_of_the_pattern(implementation: str) -> None:
     model = model_of("llama", implementation)
@@ -280,11 +282,11 @@ def test_a_query_set_at_one_position_changes_only_that_row_of_the_pattern(implem
     close(found, expected, 1e-6)
 
 
-# --- operations, positions, rows ----------------------------------------------------------------------------------------
+# --- operations, positions, rows --------------------------------------------------------------------------------------
 
 VECTOR = torch.linspace(-1, 1, 32)
 OPERATIONS: dict[str, tuple[Callable[..., Edit], Callable[[Tensor], Tensor]]] = {
-    "set": (lambda **where: Edit.set("resid_pre.1", VECTOR, **where), lambda x: VECTOR.expand_as(x)),
+    "set": (lambda **where: Edit.set("resid_pre.1", VECTOR, **where), VECTOR.expand_as),
     "add": (lambda **where: Edit.add("resid_pre.1", VECTOR, **where), lambda x: x + VECTOR),
     "scale": (lambda **where: Edit.scale("resid_pre.1", 0.25, **where), lambda x: 0.25 * x),
     "project_out": (
@@ -378,6 +380,25 @@ def test_project_out_takes_out_a_whole_subspace_even_if_its_directions_are_not_o
     close(found.double(), base.double() - base.double() @ projector, 1e-5)
 
 
+@pytest.mark.parametrize("site", ["logits", "resid_pre.1"])
+def test_a_value_of_many_positions_serves_the_positions_whose_logits_are_computed(site: str) -> None:
+    model = model_of("llama")
+    value = random_like(run(model, IDS, read=site)[site][0])
+    edits = [Edit.set(site, value)]
+    every = run(model, IDS, edits=edits, logits="all").logits
+    close(run(model, IDS, edits=edits, logits="last").logits[:, 0], every[:, -1])
+    close(run(model, IDS, edits=edits, logits=[1, 4]).logits, every[:, [1, 4]])
+
+
+def test_a_function_that_works_in_place_changes_only_the_selected_positions() -> None:
+    model = model_of("llama")
+    base = run(model, IDS, read="resid_pre.1")["resid_pre.1"]
+    edit = Edit.apply("resid_pre.1", lambda x: x.mul_(2), positions="last")
+    found = run(model, IDS, read="resid_pre.1", edits=[edit])["resid_pre.1"]
+    assert torch.equal(found[:, :-1], base[:, :-1])
+    close(found[:, -1], 2 * base[:, -1])
+
+
 def test_edits_of_one_site_act_in_the_order_given() -> None:
     model = model_of("llama")
     base = run(model, IDS, read="resid_pre.1")["resid_pre.1"]
@@ -405,16 +426,17 @@ EVERY_SITE = [
 ]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("where", [-1, [0, 2], "all"], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "falcon", "bloom", "gpt_neo", "gemma2", "opt", "mistral"])
-def test_an_edit_in_a_padded_batch_is_the_edit_of_the_prompt_alone(name: str, side: str) -> None:
+def test_an_edit_in_a_padded_batch_is_the_edit_of_the_prompt_alone(name: str, where: Any) -> None:
     model = model_of(name)
-    ids, mask = padded(LENGTHS, side)
+    prompt = padded(LENGTHS, "right")[0][0, : LENGTHS[0]]
     for site in EVERY_SITE:
-        for where in (-1, [0, 2], "all"):
-            edits = [Edit.scale(site, 0.3, positions=where)]
+        edits = [Edit.scale(site, 0.3, positions=where)]
+        alone = run(model, prompt, edits=edits).logits
+        for side in ("left", "right"):
+            ids, mask = padded(LENGTHS, side)
             batch = run(model, {"input_ids": ids, "attention_mask": mask}, edits=edits).logits
-            alone = run(model, ids[0][mask[0].bool()], edits=edits).logits
             close(batch[0][mask[0].bool()], alone[0], 2e-4)
 
 
@@ -437,7 +459,7 @@ def test_readings_are_taken_after_edits_and_clean_of_what_comes_later() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_of_the_caller_are_never_modified(name: str) -> None:
     model = model_of(name)
-    sites = [site for site in ("resid_pre.1", "attn_out.1", "mlp_out.1", "resid_post.0", "embed", "final_norm", "z.1")]
+    sites = ["resid_pre.1", "attn_out.1", "mlp_out.1", "resid_post.0", "embed", "final_norm", "z.1"]
     values = {site: random_like(x) for site, x in run(model, IDS, read=sites).items()}
     kept = {site: value.clone() for site, value in values.items()}
     for site, value in values.items():
@@ -477,7 +499,7 @@ def test_adding_in_bfloat16_rounds_once() -> None:
     assert torch.equal(found, (base.float() + small).bfloat16())
 
 
-# --- what is refused, and in which words --------------------------------------------------------------------------------
+# --- what is refused, and in which words ------------------------------------------------------------------------------
 
 
 def returns_none(x: Tensor) -> Any:
@@ -492,7 +514,8 @@ MESSAGES: list[tuple[Callable[[], Edit], type[Exception], str]] = [
     ),
     (lambda: Edit.set("z.1", torch.zeros(3, 8)), EditError, r"\(batch, pos, head, d_head\)"),
     (lambda: Edit.set("resid_pre.1", torch.zeros(1, 2, 6, 32)), EditError, "does not fit"),
-    (lambda: Edit.set("resid_pre.1", torch.zeros(3, 32)), EditError, "has 3 positions, but position 5 was edited"),
+    (lambda: Edit.set("resid_pre.1", torch.zeros(3, 32)), EditError, "has 3 positions, but the prompts have 6"),
+    (lambda: Edit.set("resid_pre.1", torch.zeros(2, 9, 32)), EditError, "has 9 positions, but the prompts have 6"),
     (lambda: Edit.project_out("resid_pre.1", torch.ones(31)), EditError, "the direction has 31 entries, the site 32"),
     (lambda: Edit.project_out("resid_pre.1", torch.zeros(32)), EditError, "finite and not zero"),
     (lambda: Edit.set("resid_pre.1", "no"), EditError, "a tensor or a number, not str"),
@@ -533,6 +556,7 @@ MESSAGES: list[tuple[Callable[[], Edit], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("make", "error", "words"), MESSAGES, ids=[words for _, _, words in MESSAGES])
 def test_wrong_edits_are_refused_in_clear_words(make: Callable[[], Edit], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
@@ -555,8 +579,9 @@ def test_an_edit_behind_the_deepest_reading_is_refused() -> None:
     run(model_of("llama"), IDS, read="attn_out.1", edits=[Edit.set("mlp_out.1", 0.0)], logits="last")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_something_else_than_an_edit_is_refused() -> None:
-    with pytest.raises(EditError, match="made by Edit.set, add, scale, project_out or apply; this is a tuple"):
+    with pytest.raises(EditError, match=r"made by Edit\.set, add, scale, project_out or apply; this is a tuple"):
         run(model_of("llama"), IDS, edits=[("resid_pre.1", 0.0)])
 
 

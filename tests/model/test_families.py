@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp_toolkit.errors import RunError
 from interp_toolkit.model import COMPONENTS, Edit, Run, Site, run, verify
-from tiny import FAMILIES, padded, tiny_model, tokens
+from tiny import FAMILIES, model_of, padded, tiny_model, tokens
 
 PARALLEL = {
     "codegen",
@@ -55,11 +55,6 @@ KEYS_REPEATED = {"falcon", "falcon_one_norm"}
 CASES = [(name, how) for name, family in FAMILIES.items() for how in family.implementations]
 EVERY = pytest.mark.parametrize(("name", "implementation"), CASES)
 LENGTHS = {"one": [9], "left": [9, 6, 3], "right": [9, 6, 3]}
-
-
-@cache
-def model_of(name: str, implementation: str) -> nn.Module:
-    return tiny_model(name, attn_implementation=implementation)
 
 
 def batch_of(shape: str) -> dict[str, Tensor]:
@@ -243,6 +238,17 @@ def check_scores(name: str, scores: Tensor, products: Tensor, real: Tensor) -> N
     close(seen, factor * raw, 1e-3 if name in SOFTCAP else 1e-4)
 
 
+def test_scores_of_gpt_oss_are_products_less_one_number_for_each_query() -> None:
+    result = run(model_of("gpt_oss", "eager"), tokens(2, 6), read=["q.1", "k.1", "scores.1"])
+    keys = result["k.1"].repeat_interleave(2, dim=2)
+    products = torch.einsum("bqhd,bkhd->bhqk", result["q.1"], keys) / 16**0.5
+    shift = result["scores.1"] - products
+    constant = shift[..., :1].expand_as(shift)
+    seen = torch.ones(6, 6).tril().bool().expand_as(shift)
+    close(shift[seen], constant[seen], 1e-5)
+    assert (constant < 0).any()
+
+
 @EVERY
 def test_heads_and_neurons_add_up_to_what_the_sublayers_write(name: str, implementation: str) -> None:
     model = model_of(name, implementation)
@@ -342,6 +348,7 @@ GRADIENTS = [
     ("bloom", "q.1"),
     ("bloom", "pattern.1"),
     ("gemma2", "embed"),
+    *((name, site) for name in ("llama", "gpt2", "bloom", "falcon") for site in ("k.1", "v.1")),
 ]
 
 

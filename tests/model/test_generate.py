@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from interp_toolkit.errors import EditError, RunError, UnknownSiteError
-from interp_toolkit.model import Edit, editing, run
-from tiny import padded, tiny_model, tokens
+from interp_toolkit.model import Edit, editing, encode, run
+from tiny import model_of, padded, tokens
 
 NEW = 6
 PROMPTS = tokens(2, 7)
-
-
-@cache
-def model_of(name: str, implementation: str = "sdpa") -> Any:
-    return tiny_model(name, attn_implementation=implementation)
 
 
 def generate(model: Any, ids: Tensor, **options: Any) -> Any:
@@ -53,13 +49,19 @@ WHERE = ["prompt", "generated", "all", "last", 2, 8, [1, -1]]
 def test_edits_mean_the_same_with_the_cache_and_without(site: str, where: Any) -> None:
     if site == "logits" and where in (2, [1, -1]):
         pytest.skip("generate computes no logits inside the prompt")
-    check_cache(model_of("llama"), [strongly(site, model_of("llama"), where)])
+    check_cache("llama", [strongly(site, model_of("llama"), where)])
+
+
+@cache
+def unedited(name: str) -> Tensor:
+    """What the model generates by itself."""
+    return generate(model_of(name), PROMPTS)
 
 
 def check_cache(
-    model: Any, edits: list[Edit], reads: tuple[str, ...] = ("resid_post.1", "z.0", "k.1", "mlp_out.0")
+    name: str, edits: list[Edit], reads: tuple[str, ...] = ("resid_post.1", "z.0", "k.1", "mlp_out.0")
 ) -> None:
-    plain = generate(model, PROMPTS)
+    model, plain = model_of(name), unedited(name)
     with editing(model, edits, read=reads) as cached:
         tokens_cached = generate(model, PROMPTS, use_cache=True)
     with editing(model, edits):
@@ -104,15 +106,15 @@ def test_the_edits_of_these_tests_change_what_is_generated() -> None:
 @pytest.mark.parametrize("site", ["resid_pre.1", "z.1", "k.1", "v.0", "pattern.1", "mlp_out.0"])
 def test_every_kind_of_cache_and_attention_agrees(name: str, site: str) -> None:
     model = model_of(name)
-    check_cache(model, [strongly(site, model, "all")])
-    check_cache(model, [strongly(site, model, "generated")])
+    check_cache(name, [strongly(site, model, "all")])
+    check_cache(name, [strongly(site, model, "generated")])
 
 
 @pytest.mark.parametrize("where", ["prompt", "last", 5, [8, 9]], ids=str)
 @pytest.mark.parametrize("site", ["k.0", "v.0"])
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text", "gpt_oss"])
 def test_keys_and_values_in_a_sliding_cache_keep_their_positions(name: str, site: str, where: Any) -> None:
-    check_cache(model_of(name), [strongly(site, model_of(name), where)])
+    check_cache(name, [strongly(site, model_of(name), where)])
 
 
 def test_readings_hold_prompt_and_generated_positions() -> None:
@@ -125,6 +127,70 @@ def test_readings_hold_prompt_and_generated_positions() -> None:
     assert torch.equal(watched["resid_post.-1"], watched["resid_post.2"])
     with pytest.raises(UnknownSiteError, match=r"z\.0 was not read"):
         watched["z.0"]
+
+
+@pytest.mark.parametrize("site", ["resid_post.1", "pattern.1", "k.1"])
+def test_readings_without_the_cache_are_those_with_it(site: str) -> None:
+    model = model_of("llama")
+    with editing(model, read=site) as cached:
+        generate(model, PROMPTS, use_cache=True)
+    with editing(model, read=site) as plain:
+        generate(model, PROMPTS, use_cache=False)
+    torch.testing.assert_close(cached[site], plain[site], atol=1e-5, rtol=0)
+
+
+def test_patterns_behind_a_sliding_cache_stand_in_the_columns_of_their_keys() -> None:
+    model = model_of("mistral")
+    with editing(model, read=["pattern.1", "scores.1"]) as watched:
+        text = generate(model, PROMPTS)
+    whole = run(model, text[:, :-1], read=["pattern.1", "scores.1"])
+    torch.testing.assert_close(watched["pattern.1"], whole["pattern.1"], atol=1e-5, rtol=0)
+    seen = whole["scores.1"] > -1e4
+    assert torch.equal(watched["scores.1"] > -1e4, seen)
+    torch.testing.assert_close(watched["scores.1"][seen], whole["scores.1"][seen], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "columns"), [("last", [6]), ("generated", [7, 8, 9, 10, 11]), ("prompt", list(range(7)))]
+)
+def test_readings_are_cut_to_the_positions_to_keep(keep: str, columns: list[int]) -> None:
+    model, sites = model_of("llama"), ["resid_post.1", "pattern.1", "k.1"]
+    with editing(model, read=sites) as whole:
+        generate(model, PROMPTS)
+    with editing(model, read=sites, keep=keep) as part:
+        generate(model, PROMPTS)
+    for site in sites:
+        expected = whole[site][:, :, columns] if site == "pattern.1" else whole[site][:, columns]
+        assert torch.equal(part[site], expected), site
+
+
+def test_logits_have_the_same_shape_with_an_edit_of_them_and_without() -> None:
+    model = model_of("llama")
+    with editing(model, read="logits") as plain:
+        generate(model, PROMPTS)
+    with editing(model, [Edit.add("logits", 1.0, positions="last")], read="logits") as edited:
+        generate(model, PROMPTS)
+    assert plain["logits"].shape == edited["logits"].shape
+
+
+def test_a_second_prompt_in_one_block_has_positions_of_its_own() -> None:
+    model, short = model_of("llama"), tokens(1, 4, seed=5)
+    edits = [Edit.add("resid_post.1", torch.full((32,), 3.0), positions="generated")]
+    with editing(model, edits):
+        alone = generate(model, short, max_new_tokens=8)
+    with editing(model, edits):
+        generate(model, tokens(1, 9), max_new_tokens=8)
+        second = generate(model, short, max_new_tokens=8)
+    assert torch.equal(second, alone)
+
+
+def test_readings_of_several_prompts_in_one_block_are_refused() -> None:
+    model = model_of("llama")
+    with editing(model, read="resid_post.1") as watched:
+        generate(model, PROMPTS)
+        generate(model, PROMPTS[:, 2:])
+    with pytest.raises(RunError, match="2 sequences were run in the block, so readings cannot be joined"):
+        watched["resid_post.1"]
 
 
 @pytest.mark.parametrize("where", ["prompt", "generated", "all", "last", 1, -2], ids=str)
@@ -177,7 +243,7 @@ def test_sampling_with_a_seed_is_repeated_and_readings_do_not_disturb_it() -> No
     assert not torch.equal(sample(edits, ()), plain)
 
 
-def test_beam_search_is_edited_in_every_beam_and_gives_no_readings() -> None:
+def test_beam_search_is_edited_in_every_beam() -> None:
     model = model_of("llama")
     edits = [strongly("resid_post.1", model, "all")]
     with editing(model, edits):
@@ -189,6 +255,26 @@ def test_beam_search_is_edited_in_every_beam_and_gives_no_readings() -> None:
     for row in (0, 1):
         with editing(model, edits):
             assert torch.equal(generate(model, PROMPTS[row : row + 1], num_beams=3)[0], cached[row])
+
+
+def test_beam_search_gives_no_readings() -> None:
+    model = model_of("llama")
+    with editing(model, read="resid_post.1", tokens=encode(PROMPTS)) as watched:
+        generate(model, PROMPTS, num_beams=3)
+    with pytest.raises(RunError, match=r"not that of the prompts \(beam search\?\): readings cannot be joined"):
+        watched["resid_post.1"]
+
+
+def test_rows_are_prompts_under_beam_search_too() -> None:
+    model, shift = model_of("llama"), torch.linspace(-3, 3, 32)
+    plain = generate(model, PROMPTS, num_beams=3)
+    with editing(model, [Edit.add("resid_post.1", shift)]):
+        every = generate(model, PROMPTS, num_beams=3)
+    with editing(model, [Edit.add("resid_post.1", shift, rows=[1])], tokens=encode(PROMPTS)):
+        second = generate(model, PROMPTS, num_beams=3)
+    assert not torch.equal(every[1], plain[1])
+    assert torch.equal(second[0], plain[0])
+    assert torch.equal(second[1], every[1])
 
 
 def test_rows_are_those_of_the_batch() -> None:
@@ -204,9 +290,11 @@ def test_rows_are_those_of_the_batch() -> None:
 
 def test_an_edit_that_never_fired_is_reported_at_the_end_of_the_block() -> None:
     model = model_of("llama")
-    with pytest.raises(EditError, match=r"Edit\(set resid_pre.1 at Generated\(\)\) never fired"):
-        with editing(model, [Edit.set("resid_pre.1", 0.0, positions="generated")]):
-            generate(model, PROMPTS, max_new_tokens=1)
+    with (
+        pytest.raises(EditError, match=r"Edit\(set resid_pre.1 at Generated\(\)\) never fired"),
+        editing(model, [Edit.set("resid_pre.1", 0.0, positions="generated")]),
+    ):
+        generate(model, PROMPTS, max_new_tokens=1)
     with (
         pytest.raises(RunError, match=r"resid_pre\.1 was never reached: was the model run"),
         editing(model, read="resid_pre.1"),
@@ -216,12 +304,43 @@ def test_an_edit_that_never_fired_is_reported_at_the_end_of_the_block() -> None:
 
 def test_a_value_that_is_too_short_for_the_generated_positions_is_refused() -> None:
     model = model_of("llama")
-    with pytest.raises(EditError, match="has 7 positions, but position 7 was edited"):
-        with editing(model, [Edit.set("resid_pre.1", torch.zeros(7, 32))]):
-            generate(model, PROMPTS)
+    with (
+        pytest.raises(EditError, match="has 7 positions, but the prompts have 8"),
+        editing(model, [Edit.set("resid_pre.1", torch.zeros(7, 32))]),
+    ):
+        generate(model, PROMPTS)
     with editing(
         model, [Edit.set("resid_pre.1", torch.zeros(7, 32), positions="prompt")], read="resid_pre.1"
     ) as watched:
         generate(model, PROMPTS)
     assert not watched["resid_pre.1"][:, :7].any()
     assert watched["resid_pre.1"][:, 7:].all()
+
+
+def test_a_value_as_long_as_each_of_several_passes_is_not_taken_for_each() -> None:
+    model = model_of("llama")
+    past = DynamicCache(config=model.config)
+    with torch.no_grad(), editing(model, [Edit.set("resid_pre.1", torch.zeros(3, 32))]):
+        model(PROMPTS[:, :3], past_key_values=past)
+        with pytest.raises(EditError, match="has 3 positions, but the prompts have 6"):
+            model(PROMPTS[:, 3:6], past_key_values=past)
+
+
+def test_an_edit_of_logits_that_are_not_computed_is_reported() -> None:
+    model = model_of("llama")
+    with (
+        pytest.raises(EditError, match=r"Edit\(add logits at At\(indices=\(2,\)\)\) never fired"),
+        editing(model, [Edit.add("logits", 1.0, positions=2)]),
+    ):
+        generate(model, PROMPTS)
+
+
+def test_positions_behind_the_prompt_may_be_named_although_its_tokens_are_given() -> None:
+    model = model_of("llama")
+    edits = [Edit.add("resid_post.0", 1.0, positions=8)]
+    with editing(model, read="resid_post.0") as plain:
+        generate(model, PROMPTS)
+    with editing(model, edits, tokens=encode(PROMPTS), read="resid_post.0") as edited:
+        generate(model, PROMPTS)
+    changed = (edited["resid_post.0"] - plain["resid_post.0"])[:, :9].abs().amax((0, 2)) > 1e-4
+    assert changed.tolist() == [False] * 8 + [True]

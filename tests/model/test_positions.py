@@ -94,6 +94,7 @@ def test_a_span_that_is_not_there_is_refused(span: Span, words: str) -> None:
         span.bind(text_tokens())
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from handmade import LAYOUT, Handmade
 from interp_toolkit.errors import (
     RunError,
     SiteError,
@@ -24,14 +24,9 @@ from interp_toolkit.errors import (
     UnsupportedModelError,
 )
 from interp_toolkit.model import Edit, Layout, Site, editing, run, verify
-from tiny import FAMILIES, VOCAB, padded, tiny_model, tokens
+from tiny import FAMILIES, VOCAB, model_of, padded, tiny_model, tokens
 
 IDS = tokens(2, 6)
-
-
-@cache
-def model_of(name: str, implementation: str = "sdpa") -> Any:
-    return tiny_model(name, attn_implementation=implementation)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -83,6 +78,15 @@ def test_logits_are_given_where_they_are_asked(side: str, spec: Any, chosen: lis
     for row, length in enumerate(lengths):
         start = 6 - length if side == "left" else 0
         close(found[row], every[row, [start + i for i in chosen[row]]])
+
+
+@pytest.mark.parametrize("spec", [[-1, 0], [2, 0]], ids=str)
+def test_logits_and_kept_readings_come_in_the_order_in_which_positions_are_asked(spec: list[int]) -> None:
+    model = model_of("llama")
+    every = run(model, IDS, read="resid_post.1", logits="all")
+    asked = run(model, IDS, read="resid_post.1", logits=spec, keep=spec)
+    close(asked.logits, every.logits[:, spec])
+    close(asked["resid_post.1"], every["resid_post.1"][:, spec])
 
 
 def test_logits_of_rows_that_differ_in_number_are_refused() -> None:
@@ -148,6 +152,33 @@ def test_a_head_is_cut_out_of_its_site_and_unknown_readings_are_named() -> None:
         result["z.0"]
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_residual_to_start_from_without_a_batch_is_refused() -> None:
+    with pytest.raises(RunError, match=r"shape \[batch, pos, d_model\]"):
+        run(model_of("llama"), IDS, start=(2, torch.zeros(6, 32)))
+
+
+def test_a_run_is_a_mapping_from_sites_to_readings() -> None:
+    result = run(model_of("llama"), IDS, read=["resid_post.0", "z.1"])
+    assert isinstance(result, Mapping)
+    assert list(result.keys()) == [Site("resid_post", 0), Site("z", 1)]
+    assert len(result) == len(result.values()) == 2
+    assert [reading.shape for _, reading in result.items()] == [(2, 6, 32), (2, 6, 4, 8)]
+    assert "resid_post.0" in result
+    assert Site("z", 1, 2) in result
+    assert "z.0" not in result
+    assert 3 not in result
+    assert result.get("z.0") is None
+    assert result.get("resid_post.0") is result["resid_post.0"]
+
+
+def test_a_layer_counted_from_the_end_finds_its_reading() -> None:
+    result = run(model_of("llama"), IDS, read="resid_post.-1")
+    assert list(result) == [Site("resid_post", 2)]
+    assert result["resid_post.-1"] is result["resid_post.2"]
+    assert "resid_post.-1" in result
+
+
 def test_starting_runs_only_the_blocks_from_there_on() -> None:
     model, entered = model_of("llama"), []
     residual = run(model, IDS, read="resid_pre.2")["resid_pre.2"]
@@ -166,8 +197,6 @@ def test_starting_runs_only_the_blocks_from_there_on() -> None:
         run(model, IDS, start=(2, residual), read="resid_post.0")
     with pytest.raises(RunError, match=r"has shape \(2, 5, 32\), the run needs \(2, 6, 32\)"):
         run(model, IDS, start=(2, residual[:, 1:]))
-    with pytest.raises(RunError, match="shape \\[batch, pos, d_model\\]"):
-        run(model, IDS, start=(2, residual[0]))
     with pytest.raises(SiteError, match="layer 3, but the model has 3 layers"):
         run(model, IDS, start=(3, residual))
 
@@ -181,7 +210,24 @@ def test_gradients_reach_values_that_are_set() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# --- nothing stays behind ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("option", [{"keep": "last"}, {"device": "cpu"}, {"dtype": torch.float64}], ids=str)
+def test_readings_with_gradients_are_neither_cut_nor_moved(option: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"with grad=True readings stay on the path to the output: cut or move them"):
+        run(model_of("llama"), IDS, read="resid_pre.1", logits="all", grad=True, **option)
+
+
+def test_gradients_that_are_asked_for_are_there_under_no_grad_too() -> None:
+    model = model_of("llama")
+    expected = run(model, IDS, read="resid_pre.1", logits="all", grad=True)
+    (by_hand,) = torch.autograd.grad(expected.logits.square().sum(), expected["resid_pre.1"])
+    with torch.no_grad():
+        result = run(model, IDS, read="resid_pre.1", logits="all", grad=True)
+        assert not torch.is_grad_enabled()
+    (gradient,) = torch.autograd.grad(result.logits.square().sum(), result["resid_pre.1"])
+    assert torch.equal(gradient, by_hand)
+
+
+# --- nothing stays behind ---------------------------------------------------------------------------------------------
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
 
@@ -262,9 +308,26 @@ def test_nothing_stays_behind_when_the_model_itself_fails() -> None:
     finally:
         handle.remove()
     assert state(model) == before
-    with pytest.raises(RuntimeError, match="of mine"), editing(model, [Edit.scale("L1H1", 0.5)], read="pattern"):
-        model(IDS)
-        raise RuntimeError("of mine")
+
+    def fail_in_a_block() -> None:
+        with editing(model, [Edit.scale("L1H1", 0.5)], read="pattern"):
+            model(IDS)
+            raise RuntimeError("of mine")
+
+    with pytest.raises(RuntimeError, match="of mine"):
+        fail_in_a_block()
+    assert state(model) == before
+
+
+def test_blocks_that_are_left_in_another_order_than_they_were_entered_leave_nothing() -> None:
+    model = model_of("llama")
+    before = state(model)
+    first, second = editing(model, read="resid_post.0"), editing(model, read="resid_post.0")
+    watched_first, watched_second = first.__enter__(), second.__enter__()
+    model(IDS)
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.equal(watched_first["resid_post.0"], watched_second["resid_post.0"])
     assert state(model) == before
 
 
@@ -282,7 +345,7 @@ def test_a_forward_replaced_by_the_user_stays_replaced() -> None:
     assert calls
 
 
-# --- nested and concurrent -----------------------------------------------------------------------------------------------
+# --- nested and concurrent --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -394,7 +457,7 @@ def test_a_bare_call_in_another_thread_is_not_edited() -> None:
     assert torch.equal(found[1], expected)
 
 
-# --- kinds of models -----------------------------------------------------------------------------------------------------
+# --- kinds of models --------------------------------------------------------------------------------------------------
 
 
 def test_training_mode_warns() -> None:
@@ -403,6 +466,15 @@ def test_training_mode_warns() -> None:
         run(model, IDS)
     assert model.training
     assert all(m.training for m in model.modules())
+
+
+def test_a_part_that_is_not_in_training_mode_stays_so() -> None:
+    model = tiny_model("llama").train()
+    model.model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    with pytest.warns(UserWarning, match="training mode"):
+        run(model, IDS)
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("how", ["wrapper", "method", "block"])
@@ -414,7 +486,9 @@ def test_a_compiled_model_is_refused(how: str) -> None:
             model = torch.compile(model)
         else:
             (model if how == "method" else model.transformer.h[0]).compile()
-    with pytest.raises(UnsupportedModelError, match="the model is compiled: .*Use the model from before torch.compile"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"the model is compiled: .*Use the model from before torch.compile"
+    ):
         run(model, IDS)
 
 
@@ -451,6 +525,18 @@ SMALL = {
 def test_what_is_no_causal_language_model_is_refused_in_clear_words(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words):
         run(make(), IDS)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_name_in_place_of_a_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"expected a causal language model .*, not str"):
+        run("gpt2", IDS)
+
+
+@pytest.mark.parametrize(("ids", "wrong"), [([1, 500], 500), ([-1, 3], -1)], ids=str)
+def test_ids_outside_of_the_vocabulary_are_refused(ids: list[int], wrong: int) -> None:
+    with pytest.raises(TokenError, match=f"token id {wrong} is outside of the model's vocabulary: 0 to {VOCAB - 1}"):
+        run(model_of("llama"), ids)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2"])
@@ -537,75 +623,28 @@ def test_a_dispatched_model_works_and_keeps_its_hooks() -> None:
     assert {name: sorted(m.__dict__) for name, m in model.named_modules()} == before
 
 
-# --- a model class of one's own ------------------------------------------------------------------------------------------
+def offloaded(model: nn.Module) -> nn.Module:
+    """The model with its weights kept elsewhere, and brought only while a module runs."""
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
 
 
-class Attention(nn.Module):
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.qkv, self.proj, self.kind = nn.Linear(16, 48), nn.Linear(16, 16), kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        q, k, v = (part.view(batch, length, 4, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        allowed = torch.ones(length, length, dtype=torch.bool).tril()
-        if self.kind == "sdpa":
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        elif self.kind == "matmul":
-            z = (q @ k.transpose(-1, -2) / 2).masked_fill(~allowed, -torch.inf).softmax(-1) @ v
-        else:
-            q, k, v = (part.reshape(batch * 4, length, 4) for part in (q, k, v))
-            scores = (torch.bmm(q, k.transpose(1, 2)) / 2).masked_fill(~allowed, -torch.inf)
-            z = torch.bmm(F.softmax(scores, dim=-1), v).view(batch, 4, length, 4)
-        out: Tensor = self.proj(z.transpose(1, 2).reshape(batch, length, 16))
-        return out
+def test_an_offloaded_model_works_head_outputs_included() -> None:
+    expected = run(model_of("llama"), IDS, read=["head_out", "attn_out"], logits="all")
+    found = run(offloaded(tiny_model("llama")), IDS, read=["head_out", "attn_out"], logits="all")
+    assert torch.equal(found.logits, expected.logits)
+    for site in expected:
+        close(found[site], expected[site])
 
 
-class Block(nn.Module):
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.attn = Attention(kind)
-        self.mlp = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(x)
-        return x + self.mlp(x)
+def test_head_outputs_of_a_model_that_was_offloaded_after_its_verification_are_real() -> None:
+    model = tiny_model("llama")
+    verify(model)
+    found = run(offloaded(model), IDS, read="head_out.1")["head_out.1"]
+    close(found, run(model_of("llama"), IDS, read="head_out.1")["head_out.1"])
 
 
-class Handmade(nn.Module):
-    """No norms, learned positions, two layers; returns a bare tensor."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.tok, self.pos = nn.Embedding(VOCAB, 16), nn.Embedding(32, 16)
-            self.layers = nn.ModuleList(Block(kind) for _ in range(2))
-            self.head = nn.Linear(16, VOCAB)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.tok(input_ids) + self.pos(torch.arange(input_ids.shape[1]))
-        for layer in self.layers:
-            x = layer(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-LAYOUT: dict[str, Any] = {
-    "model_type": "handmade",
-    "blocks": "layers",
-    "num_layers": 2,
-    "num_heads": 4,
-    "d_model": 16,
-    "attention": "attn",
-    "projection": "attn.proj",
-    "mlp": "mlp",
-    "down": "mlp.2",
-    "attn_out": "attn",
-    "mlp_out": "mlp",
-    "mid": "mlp",
-    "unembed": "head",
-}
+# --- a model class of one's own ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["matmul", "sdpa", "bmm"])
@@ -636,6 +675,21 @@ def test_a_model_class_of_ones_own_works_through_a_layout(kind: str) -> None:
         RunError, match="handmade takes no attention mask, so prompts of different lengths need one run each"
     ):
         run(model, [[3, 4, 5], [6, 7]])
+
+
+class TakesTokens(Handmade):
+    """Its token ids go by another name than in transformers."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens)
+
+
+def test_the_parameter_of_a_forward_may_have_any_name() -> None:
+    layout = Layout(**LAYOUT)
+    found = run(TakesTokens("sdpa").eval(), IDS, layout=layout, read="z.1", logits="all")
+    expected = run(Handmade("sdpa").eval(), IDS, layout=layout, read="z.1", logits="all")
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found["z.1"], expected["z.1"])
 
 
 def test_a_layout_without_a_middle_says_why_there_is_none() -> None:

@@ -111,4 +111,5 @@ def test_sites_sort_in_the_order_of_a_forward_pass() -> None:
     names = ["embed", "resid_pre.0", "q.0", "pattern.0", "z.0", "attn_out.0", "resid_mid.0", "mlp_post.0", "mlp_out.0"]
     names += ["resid_post.0", "resid_pre.1", "resid_post.1", "final_norm", "logits"]
     sites = [Site.parse(name) for name in names]
-    assert sorted(reversed(sites), key=lambda site: site.depth(2)) == sites
+    backwards = sites[::-1]
+    assert sorted(backwards, key=lambda site: site.depth(2)) == sites

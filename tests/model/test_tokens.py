@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -83,6 +84,19 @@ def test_batches_of_ids_and_encodings() -> None:
     assert encode(tokens) is tokens
 
 
+def test_an_encoding_without_padding_is_padded() -> None:
+    tokens = encode({"input_ids": [[1, 2], [1]]})
+    assert tokens.ids.tolist() == [[1, 2], [0, 1]]
+    assert tokens.mask.tolist() == [[1, 1], [0, 1]]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_integers_of_numpy_are_token_ids() -> None:
+    assert encode([np.int64(3), np.int64(4)]).ids.tolist() == [[3, 4]]
+    assert encode([[np.int32(3)], [np.int64(4)]]).ids.tolist() == [[3], [4]]
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -94,6 +108,15 @@ def test_batches_of_ids_and_encodings() -> None:
         (torch.tensor([True]), "token ids are integers"),
         (torch.zeros(1, 1, 1, dtype=torch.long), r"\[pos\] or \[batch, pos\], not torch.int64 \(1, 1, 1\)"),
         ({"ids": [1]}, r"needs input_ids, but has \['ids'\]"),
+        ([1.5], "a prompt is a text or a list of token ids, not 1.5"),
+        ([[1, 2.7]], r"a prompt is a text or a list of token ids, not \[1, 2.7\]"),
+        ([[1, "3"]], r"a prompt is a text or a list of token ids, not \[1, '3'\]"),
+        (["a", 1], "a prompt is a text or a list of token ids, not 'a'"),
+        ([True, False], "a prompt is a text or a list of token ids, not True"),
+        (
+            {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(3, 2).long()},
+            r"the attention mask has shape \(3, 2\), but the token ids have \(2, 3\)",
+        ),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "all zeros: that prompt has no tokens"),
         ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "the attention mask has holes"),
         ("text", "text was given, but no tokenizer: pass tokenizer="),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from handmade import LAYOUT, Handmade
 from interp_toolkit.errors import UnavailableSiteError
 from interp_toolkit.model import Layout, layout_of, run, verify
 from interp_toolkit.model import verify as verify_model
@@ -67,11 +68,10 @@ def test_a_parallel_family_taken_for_a_sequential_one_has_no_middle() -> None:
     assert not set(found) & ALWAYS_RIGHT
 
 
-def test_a_wrong_number_of_heads_is_seen_in_queries_scores_and_patterns() -> None:
+def test_a_wrong_number_of_heads_is_seen_wherever_there_are_heads() -> None:
     model, found = wrong("llama", num_heads=2)
-    for component in ("q", "scores", "pattern"):
-        assert "its axes are batch" in found[component]
-        assert "4" in found[component]
+    for component in ("q", "scores", "pattern", "z", "head_out"):
+        assert "the layout says 2, attention has 4" in found[component]
     assert not set(found) & {
         "embed",
         "resid_pre",
@@ -97,6 +97,39 @@ def test_wrong_neurons_are_refused() -> None:
     assert not set(found) & ALWAYS_RIGHT
 
 
+@pytest.mark.parametrize("down", ["mlp.up_proj", "mlp.gate_proj", "mlp"])
+def test_neurons_are_proved_to_be_what_the_down_projection_is_given(down: str) -> None:
+    _, found = wrong("llama", down=down)
+    assert set(found) == {"mlp_post"}
+    assert "verification failed: mlp_out" in found["mlp_post"]
+
+
+def test_a_middle_of_another_width_is_refused_by_name() -> None:
+    _, found = wrong("llama", mid="mlp.down_proj")
+    assert set(found) == {"resid_mid"}
+    assert "verification failed: its axes are batch, pos, d_model; found (2, 7, 48)" in found["resid_mid"]
+
+
+def test_a_residual_stream_that_changes_between_blocks_is_refused_where_it_enters() -> None:
+    model = Handmade("sdpa", between=0.5).eval()
+    found = verify(model, Layout(**LAYOUT))
+    assert found.components()["resid_pre"] == "some layers"
+    assert found.components()["resid_post"] == "yes"
+    with pytest.raises(UnavailableSiteError, match=r"resid_pre\.1 .*what leaves a block enters the next; off by 0\.5"):
+        run(model, IDS, read="resid_pre.1")
+    assert "resid_pre.0" in run(model, IDS, read="resid_pre")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon", "llama4_text"])
+def test_patterns_are_verified_in_bfloat16(name: str) -> None:
+    assert verify(tiny_model(name, dtype=torch.bfloat16)).components()["pattern"] == "yes"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama"])
+def test_everything_is_verified_in_float64(name: str) -> None:
+    assert not verify(tiny_model(name, dtype=torch.float64)).refused
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_attention_that_sees_later_tokens_is_found(implementation: str) -> None:
     model = tiny_model("bloom") if implementation == "eager" else tiny_model("falcon")
@@ -113,6 +146,15 @@ def test_attention_that_sees_later_tokens_is_found(implementation: str) -> None:
         block.self_attention.register_forward_pre_hook(sees_everything, with_kwargs=True)
     found = verify(model).components()
     assert "no position attends to a later one" in found["pattern"]
+    assert found["resid_post"] == "yes"
+
+
+def test_attention_that_was_made_bidirectional_is_found() -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    found = verify(model).components()
+    assert "verification failed" in found["pattern"]
     assert found["resid_post"] == "yes"
 
 

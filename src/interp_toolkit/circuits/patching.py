@@ -140,6 +140,8 @@ def layer_effects(
     """
     wiring = verified(model, layout)
     name = SHORT_NAMES.get(component, component)
+    if name not in COMPONENTS:
+        Site.parse(component)  # says what is near it, if it is no site at all
     if name not in COMPONENTS or not COMPONENTS[name].per_layer:
         raise SiteError(f"effects by layer are of a component without a layer, such as 'mlp', not of {component!r}")
     sites = wiring.available(name)
@@ -170,6 +172,8 @@ def _site(component: str | Site, layer: int | None, head: int | None, neuron: in
         site = Site.parse(component)
     if layer is not None and site.layer != layer:
         raise SiteError(f"{site} names layer {site.layer}, but patch_layer={layer} was given too")
+    if head is not None and neuron is not None:
+        raise SiteError("a patch is of a head or of a neuron, not of both")
     for name, index, axes in (("head", head, ("head", "kv_head")), ("neuron", neuron, ("d_mlp",))):
         if index is None:
             continue

@@ -29,7 +29,7 @@ class Part(Protocol):
 
 
 def shown(text: str) -> str:
-    """Text as it can stand in HTML or SVG: escaped, line ends and marks of direction visible, no character XML forbids."""
+    """Text as it can stand in HTML or SVG: escaped, line ends and marks of direction visible, nothing XML forbids."""
     visible = "".join(_INVISIBLE.get(c, c) for c in text)
     return html.escape(_NOT_IN_XML.sub("\ufffd", visible), quote=True)
 
@@ -46,7 +46,7 @@ def shortened(text: str, width: int = 12) -> str:
 
 def text_width(text: str, size: float) -> float:
     """About how many pixels a text takes; rather too many than too few."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    wide = sum(c in "MWmw@%…" or unicodedata.east_asian_width(c) in "WF" for c in text)
     return size * (0.64 * (len(text) - wide) + 1.1 * wide)
 
 

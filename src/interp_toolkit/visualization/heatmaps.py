@@ -56,7 +56,8 @@ class Heatmap:
     def __post_init__(self) -> None:
         """Check that there is something to show, and that labels and values match."""
         if not self.rows or not self.columns:
-            raise ValueError("a heat map needs at least one row and one column")
+            found = f"{len(self.rows)} and {len(self.columns)}"
+            raise ValueError(f"a heat map needs at least one row and one column, but has {found}")
         widths = {len(row) for row in self.values}
         if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
             raise ValueError(
@@ -92,12 +93,12 @@ class Heatmap:
 
     def _left(self) -> int:
         """Where the cells begin."""
-        labels = [text_width(shortened(label, _ROW_LABEL), 12) for label in self.rows]
-        return round(2 * _LABEL + max(*labels, text_width(self.column_name, 11)))
+        labels = [text_width(shortened(label, _ROW_LABEL), 12.0) for label in self.rows]
+        return round(2 * _LABEL + max(*labels, text_width(self.column_name, 11.0)))
 
     def _cell_width(self) -> int:
         """Wide enough for the labels of the columns."""
-        labels = [text_width(shortened(label, _COLUMN_LABEL), 11) for label in self.columns]
+        labels = [text_width(shortened(label, _COLUMN_LABEL), 11.0) for label in self.columns]
         return round(max(_CELL_WIDTH, *(6 + width for width in labels)))
 
     def _labels(self, left: int) -> list[str]:
