@@ -234,7 +234,7 @@ class Activations:
         """Write everything held to a safetensors file. Scores and patterns are in it if they were read or asked for."""
         target = Path(path)
         if not target.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {target.parent} to save {target.name} in")
+            raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}")
         shared: dict[int, str] = {}
         same: dict[str, str] = {}
         tensors: dict[str, Tensor] = {}
