@@ -11,16 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from tiny import FAMILIES, tiny_model
-
 from interp_toolkit.model import COMPONENTS, Verification, verify
+from tiny import FAMILIES, tiny_model
 
 DOCS = Path(__file__).resolve().parent
 INTRODUCTION = """# Families
 
-Which sites are verified in which model families. This table is made by running the verification on a tiny random model of
-each type, under every attention implementation it has; nothing in it is typed. Your own model is verified when you first
-use it; `interp-toolkit inspect MODEL` shows the result.
+Which sites are verified in which model families. This table is made by running the verification on a tiny random model
+of each type, under every attention implementation it has; nothing in it is typed. Your own model is verified when you
+first use it; `interp-toolkit inspect MODEL` shows the result.
 
 ✓ verified, *n*/*m* verified in so many layers, – refused, with the reason below.
 """

@@ -529,7 +529,7 @@ def test_what_is_no_causal_language_model_is_refused_in_clear_words(make: Callab
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_name_in_place_of_a_model_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"expected a causal language model .*, not str"):
+    with pytest.raises(UnsupportedModelError, match=r"expected a causal language model .*, not 'gpt2': load it first"):
         run("gpt2", IDS)
 
 

@@ -206,7 +206,7 @@ def test_a_cut_keeps_characters_whole() -> None:
 def test_labels_that_do_not_match_are_refused_with_both_sizes(
     values: list[list[float]], rows: list[str], columns: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match="as many labels|at least one") as caught:
+    with pytest.raises(ValueError, match=r"as many labels|at least one") as caught:
         Heatmap(values=values, rows=rows, columns=columns, title="t")
     assert str(len(rows)) in str(caught.value)
     assert str(len(columns)) in str(caught.value)
