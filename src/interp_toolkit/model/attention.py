@@ -143,7 +143,7 @@ def _dispatch(
         with torch.no_grad():
             _eager(watch, eager, module, (query, key, value), mask, {**kwargs, "dropout": 0.0})
     else:
-        later = _later(eager, module, mask, kwargs)
+        later = functools.partial(_later, eager, module, mask, kwargs)
         for visitor in looking:
             visitor.defer(later)
     return real(module, query, key, value, *args, **kwargs)
@@ -174,22 +174,14 @@ def _eager(
         return eager(module, query, key, value, additive, **rest)
 
 
-def _later(eager: Callable[..., Any], module: nn.Module, mask: Any, kwargs: dict[str, Any]) -> Squares:
-    def squares(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        kept = Keeper()
-        watch = _SoftmaxWatch(k.shape[1], [kept])
-        with torch.no_grad():
-            _eager(
-                watch,
-                eager,
-                module,
-                (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)),
-                mask,
-                {**kwargs, "dropout": 0.0},
-            )
-        return kept.seen
-
-    return squares
+def _later(
+    eager: Callable[..., Any], module: nn.Module, mask: Any, kwargs: dict[str, Any], q: Tensor, k: Tensor, v: Tensor
+) -> dict[str, Tensor]:
+    kept = Keeper()
+    qkv = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    with torch.no_grad():
+        _eager(_SoftmaxWatch(k.shape[1], [kept]), eager, module, qkv, mask, {**kwargs, "dropout": 0.0})
+    return kept.seen
 
 
 class Keeper:

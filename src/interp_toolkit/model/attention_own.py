@@ -6,6 +6,7 @@ attention, in whatever form the module writes them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp_toolkit.model.attention import SOFTMAX, Keeper, Squares, Visitor
+from interp_toolkit.model.attention import SOFTMAX, Keeper, Visitor
 from interp_toolkit.model.hooks import forward_replaced
 
 _PRODUCTS = frozenset(
@@ -29,33 +30,27 @@ _WITH_BIAS = frozenset({torch.baddbmm, Tensor.baddbmm})
 @contextmanager
 def watch_own(module: nn.Module, visitor: Visitor) -> Iterator[None]:
     """Let a visitor see the attention that a module computes in its own forward."""
-
-    def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not visitor.active():
-                return inner(*args, **kwargs)
-            if not (visitor.wants("scores") or visitor.wants("pattern")):
-                visitor.defer(_own_later(inner, args, kwargs, visitor))
-            with _OwnWatch(visitor):
-                return inner(*args, **kwargs)
-
-        return forward
-
-    with forward_replaced(module, wrap):
+    with forward_replaced(module, functools.partial(_watched, visitor)):
         yield
 
 
-def _own_later(inner: Callable[..., Any], args: Any, kwargs: Any, visitor: Visitor) -> Squares:
-    batch = visitor.batch_size()
+def _watched(visitor: Visitor, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not visitor.active():
+        return inner(*args, **kwargs)
+    if not (visitor.wants("scores") or visitor.wants("pattern")):
+        visitor.defer(functools.partial(_own_later, inner, args, kwargs, visitor.batch_size()))
+    with _OwnWatch(visitor):
+        return inner(*args, **kwargs)
 
-    def squares(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-        del q, k, v  # such a module is run again on what it was given
-        kept = Keeper(batch)
-        with torch.no_grad(), _OwnWatch(kept):
-            inner(*args, **kwargs)
-        return kept.seen
 
-    return squares
+def _own_later(
+    inner: Callable[..., Any], args: Any, kwargs: Any, batch: int, q: Tensor, k: Tensor, v: Tensor
+) -> dict[str, Tensor]:
+    del q, k, v  # such a module is run again on what it was given
+    kept = Keeper(batch)
+    with torch.no_grad(), _OwnWatch(kept):
+        inner(*args, **kwargs)
+    return kept.seen
 
 
 class _OwnWatch(TorchFunctionMode):

@@ -16,39 +16,41 @@ See = Callable[[Tensor], Tensor]
 
 def see_input(stack: ExitStack, module: nn.Module, see: See, *, active: Callable[[], bool]) -> None:
     """See the tensor that a module is given, until the stack is closed."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not active():
-            return None
-        name = None if args else tensor_name(kwargs)
-        x = args[0] if name is None else kwargs[name]
-        new = see(x)
-        if new is x:
-            return None
-        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
-
+    hook = functools.partial(_on_input, see, active)
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
 def see_output(stack: ExitStack, module: nn.Module, see: See, *, active: Callable[[], bool]) -> None:
     """See the tensor that a module returns, alone or first in a tuple, until the stack is closed."""
-
-    def hook(_: nn.Module, args: Any, output: Any) -> Any:
-        del args
-        if not active():
-            return None
-        several = isinstance(output, tuple | list)
-        x = output[0] if several else output
-        new = see(x)
-        if new is x:
-            return None
-        return type(output)((new, *output[1:])) if several else new
-
-    stack.callback(module.register_forward_hook(hook).remove)
+    stack.callback(module.register_forward_hook(functools.partial(_on_output, see, active)).remove)
 
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes a forward out of a forward."""
+def _on_input(see: See, active: Callable[[], bool], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    del module
+    if not active():
+        return None
+    name = None if args else tensor_name(kwargs)
+    x = args[0] if name is None else kwargs[name]
+    new = see(x)
+    if new is x:
+        return None
+    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+
+def _on_output(see: See, active: Callable[[], bool], module: nn.Module, args: Any, output: Any) -> Any:
+    del module, args
+    if not active():
+        return None
+    several = isinstance(output, tuple | list)
+    x = output[0] if several else output
+    new = see(x)
+    if new is x:
+        return None
+    return type(output)((new, *output[1:])) if several else new
+
+
+Wrap = Callable[..., Any]
+"""Stands around a forward: called with it, and with the arguments of a call."""
 
 
 class _Wrapped:
@@ -64,7 +66,7 @@ class _Wrapped:
         """Put the wraps that are left around the forward, or take all away."""
         forward = self.inner
         for wrap in self.wraps:
-            forward = functools.wraps(self.inner)(wrap(forward))
+            forward = functools.wraps(self.inner)(functools.partial(wrap, forward))
         if self.wraps:
             self.module.forward = forward
         elif self.own is None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp_toolkit.errors import EditError, RunError, UnknownSiteError
+from interp_toolkit.errors import EditError, RunError, SiteError, UnknownSiteError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
@@ -61,11 +61,19 @@ class Run(Mapping[Site, Tensor]):
             raise UnknownSiteError(
                 f"{asked} was not read; this run has {', '.join(map(str, self.readings)) or 'nothing'}"
             )
+        if asked.index >= whole.shape[dim]:
+            raise UnknownSiteError(f"{asked} asks for number {asked.index}, but there are {whole.shape[dim]}")
         return whole.select(dim, asked.index)
 
     def __contains__(self, site: object) -> bool:
         """Whether the site was read."""
-        return isinstance(site, Site | str) and Site.parse(site).at_depth(self.num_layers).whole in self.readings
+        if not isinstance(site, Site | str):
+            return False
+        try:
+            self[site]
+        except SiteError:
+            return False
+        return True
 
     def __iter__(self) -> Iterator[Site]:
         """The sites that were read."""

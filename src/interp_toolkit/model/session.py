@@ -293,19 +293,16 @@ class Session:
 
     # --- what the hooks do -----------------------------------------------------------------------------------
 
-    def _watched_forward(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._window is not None or self._paused or threading.get_ident() != self._thread:
-                return inner(*args, **kwargs)
-            self._window = next_window(args, kwargs, self.windows, self.wish.tokens)
-            self.windows.append(self._window)
-            try:
-                return self._see_logits(inner(*args, **kwargs))
-            finally:
-                self._window = None
-                self.z.clear()
-
-        return forward
+    def _watched_forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._window is not None or self._paused or threading.get_ident() != self._thread:
+            return inner(*args, **kwargs)
+        self._window = next_window(args, kwargs, self.windows, self.wish.tokens)
+        self.windows.append(self._window)
+        try:
+            return self._see_logits(inner(*args, **kwargs))
+        finally:
+            self._window = None
+            self.z.clear()
 
     def _enter_block(self, layer: int, raw: Tensor) -> Tensor:
         x = raw
@@ -322,16 +319,12 @@ class Session:
             x = self.visit("embed", None, x)
         return self.visit("resid_pre", layer, x)
 
-    def _passing(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def _passing(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.active():
+            return inner(*args, **kwargs)
         returns = self.wiring.returns
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self.active():
-                return inner(*args, **kwargs)
-            x = args[0] if args else kwargs[tensor_name(kwargs)]
-            return x if returns is None else (x, *[None] * (returns - 1))
-
-        return forward
+        x = args[0] if args else kwargs[tensor_name(kwargs)]
+        return x if returns is None else (x, *[None] * (returns - 1))
 
     def _shaped(self, raw: Tensor) -> Tensor:
         """`[batch, pos, ...]`; some models flatten batch and position for their MLP."""

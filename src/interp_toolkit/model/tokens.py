@@ -238,6 +238,8 @@ def _from_tensor(ids: Tensor, mask: Tensor | None, tokenizer: PreTrainedTokenize
     mask = torch.ones_like(ids) if mask is None else mask[None] if mask.ndim == 1 else mask
     if mask.shape != ids.shape:
         raise TokenError(f"the attention mask has shape {tuple(mask.shape)}, but the token ids have {tuple(ids.shape)}")
+    if not torch.isin(mask, torch.tensor([0, 1], dtype=mask.dtype, device=mask.device)).all():
+        raise TokenError(f"an attention mask holds ones and zeros, but this one holds {mask.unique().tolist()}")
     if (mask.sum(-1) == 0).any():
         raise TokenError("a row of the attention mask is all zeros: that prompt has no tokens")
     steps = mask.long().diff(dim=-1).abs().sum(-1)
@@ -251,9 +253,14 @@ def _from_mapping(inputs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase 
         raise TokenError(f"an encoding needs input_ids, but has {sorted(inputs)}")
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     rows = ids if isinstance(ids, Sequence) and ids and isinstance(ids[0], Sequence) else []
-    if len({len(row) for row in rows}) > 1:
+    if len({len(row) for row in rows}) > 1 and mask is None:
         return _from_sequence(rows, tokenizer, str(getattr(tokenizer, "padding_side", "left")))
-    return _from_tensor(torch.as_tensor(ids), None if mask is None else torch.as_tensor(mask), tokenizer)
+    try:
+        return _from_tensor(torch.as_tensor(ids), None if mask is None else torch.as_tensor(mask), tokenizer)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TokenError):
+            raise
+        raise TokenError(f"input_ids and attention_mask must be tensors or even lists of numbers: {error}") from error
 
 
 def token_string(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
