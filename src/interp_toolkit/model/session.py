@@ -247,8 +247,11 @@ class Session:
         for layer in layers:
             self._install_layer(stack, layer)
         first = 0 if self.wish.start is None else self.wish.start[0]
-        if first not in layers and (self.wants("embed", None) or self.wish.grad or self.wish.start is not None):
-            self._pre(stack, wiring.blocks[first], functools.partial(self._enter_block, first))
+        entered = {layer for layer in layers if self.wants("resid_pre", layer)}
+        if self.wants("embed", None) or self.wish.grad or self.wish.start is not None:
+            entered.add(first)
+        for layer in sorted(entered):
+            self._pre(stack, wiring.blocks[layer], functools.partial(self._enter_block, layer))
         if layout.final_norm is not None and self.wants("final_norm", None):
             self._post(stack, wiring.top(layout.final_norm), functools.partial(self._output, "final_norm", None, 1.0))
         if self.wish.logits_at is not None:
@@ -258,7 +261,6 @@ class Session:
     def _install_layer(self, stack: ExitStack, layer: int) -> None:
         wiring, layout = self.wiring, self.wiring.layout
         block, wants = wiring.blocks[layer], functools.partial(self.wants, layer=layer)
-        self._pre(stack, block, functools.partial(self._enter_block, layer))
         if wants("z") or wants("head_out"):
             self._pre(stack, wiring.at(layer, layout.projection), functools.partial(self._see_z, layer))
         if wants("attn_out") or wants("head_out"):

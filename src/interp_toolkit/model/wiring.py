@@ -5,6 +5,7 @@ One `Wiring` is kept for each model, as long as the model lives.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import weakref
@@ -34,6 +35,8 @@ class Wiring:
         self.layout = layout
         self.lock = threading.RLock()
         self.refused: dict[Site, str] = {}
+        self._available: dict[str | None, list[Site]] = {}
+        self._counted = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.returns: int | None = None
         self.proof: object | None = None
@@ -75,7 +78,8 @@ class Wiring:
             return False
         return True
 
-    def sites(self) -> list[Site]:
+    @functools.cached_property
+    def sites(self) -> tuple[Site, ...]:
         """All whole sites of the model, in the order of a forward pass, also those that are refused."""
         number = self.layout.num_layers
         every = [
@@ -83,11 +87,17 @@ class Wiring:
             for name, kind in COMPONENTS.items()
             for layer in (range(number) if kind.per_layer else [None])
         ]
-        return sorted(every, key=lambda site: site.depth(number))
+        return tuple(sorted(every, key=lambda site: site.depth(number)))
 
     def available(self, component: str | None = None) -> list[Site]:
         """The whole sites that may be used, of one component or of all."""
-        return [s for s in self.sites() if s not in self.refused and component in (None, s.component)]
+        if len(self.refused) != self._counted:
+            self._available, self._counted = {}, len(self.refused)
+        if component not in self._available:
+            self._available[component] = [
+                site for site in self.sites if site not in self.refused and component in (None, site.component)
+            ]
+        return list(self._available[component])
 
     def check(self, site: Site) -> Site:
         """A site of this model, with its layer counted from 0.
@@ -156,11 +166,12 @@ _making = threading.RLock()
 
 def wiring_of(model: nn.Module, layout: Layout | None = None) -> tuple[Wiring, bool]:
     """The wiring of a model, and whether it was made just now and is still to be verified."""
-    base_of(model)  # refuses what is no model, before anything is kept for it
     with _making:
-        known = _wirings.get(model)
-        if known is not None and (layout is None or layout == known.layout):
+        known = _wirings.get(model) if isinstance(model, nn.Module) else None
+        fits = known is not None and (layout is None or layout == known.layout)
+        if known is not None and fits and getattr(model, "_compiled_call_impl", None) is None:
             return known, False
+        base_of(model)  # refuses what is no model, before anything is kept for it
         made = Wiring(model, layout or layout_of(model))
         _wirings[model] = made
         return made, True
