@@ -164,10 +164,14 @@ _wirings: weakref.WeakKeyDictionary[nn.Module, Wiring] = weakref.WeakKeyDictiona
 _making = threading.RLock()
 
 
+def _known(model: object) -> Wiring | None:
+    return _wirings.get(model) if isinstance(model, nn.Module) else None
+
+
 def wiring_of(model: nn.Module, layout: Layout | None = None) -> tuple[Wiring, bool]:
     """The wiring of a model, and whether it was made just now and is still to be verified."""
     with _making:
-        known = _wirings.get(model) if isinstance(model, nn.Module) else None
+        known = _known(model)
         fits = known is not None and (layout is None or layout == known.layout)
         if known is not None and fits and getattr(model, "_compiled_call_impl", None) is None:
             return known, False
