@@ -66,13 +66,11 @@ class Showcase:
         at_subject, at_last = self.effects[subject]["resid"], self.effects[last]["resid"]
         behind = min(layer + 1, len(at_last) - 1)
         return (
-            f"Attention of layer {layer} is what brings the answer to {last}: put there alone, the clean run's "
-            "output restores "
-            f"{share:.0%} of {self.target!r} over {self.foil!r}. The residual stream at {last} carries "
-            f"{at_last[layer]:.0%} in "
-            f"front of that layer and {at_last[behind]:.0%} behind it; at {subject} it carries {at_subject[0]:.0%} "
-            "at layer 0, "
-            f"{at_subject[layer]:.0%} at layer {layer} and {at_subject[behind]:.0%} at layer {behind}."
+            f"Attention of layer {layer} is what brings the answer to {last}: put there alone, the clean run's output "
+            f"restores {share:.0%} of {self.target!r} over {self.foil!r}. The residual stream at {last} carries "
+            f"{at_last[layer]:.0%} in front of that layer and {at_last[behind]:.0%} behind it; at {subject} it "
+            f"carries {at_subject[0]:.0%} at layer 0, {at_subject[layer]:.0%} at layer {layer} and "
+            f"{at_subject[behind]:.0%} at layer {behind}."
         )
 
     def heatmaps(self) -> list[Heatmap]:
@@ -84,11 +82,9 @@ class Showcase:
                 columns=[str(n) for n in range(len(next(iter(by_component.values()))))],
                 title=f"Patching “{self.clean}” into “{self.corrupt}”, at {place}",
                 caption=(
-                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of "
-                    "the clean "
-                    "run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is "
-                    "the residual "
-                    "stream in front of the block, attn and mlp are what the sublayers add to it."
+                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of the "
+                    "clean run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is "
+                    "the residual stream in front of the block, attn and mlp are what the sublayers add to it."
                 ),
                 column_name="layer",
                 limit=1.0,

@@ -788,3 +788,10 @@ def test_nothing_stays_on_the_model() -> None:
         cache.generate(IDS, max_new_tokens="many")
     assert marks() == before
     assert torch.equal(called(model, torch.tensor([IDS])).logits, logits)
+
+
+def test_positions_of_generated_tokens_can_be_kept() -> None:
+    cache = ActivationCache(model_of("llama"), sites="resid_post", positions=[3, 5])
+    got = cache.generate([5, 6, 7, 8], max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+    whole = ActivationCache(model_of("llama"), sites="resid_post").run(got.prompt.ids[0])
+    torch.testing.assert_close(got["resid_post.1"], whole["resid_post.1"][[3, 5]], atol=1e-5, rtol=0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -38,15 +37,6 @@ LENGTH, LAYER = 7, 1
 ANY_PAIR = pytest.mark.filterwarnings("ignore:the clean prompt does not favour")
 BOTH_WAYS = pytest.mark.parametrize("direction", ["denoise", "noise"])
 pytestmark = ANY_PAIR
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without run-time checks of annotations, as users have it."""
-    kept = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", kept)
 
 
 Change = Callable[[Tensor], Tensor]

@@ -170,7 +170,7 @@ class ActivationCache:
             tokens=_continued(prompt, ids, _end_tokens(self.model, options)),
             provenance=provenance_of(self.model, self._wiring.layout),
             num_layers=self._wiring.layout.num_layers,
-            keep=self._keep(prompt),
+            keep=self._keep(prompt, open_ended=True),
             wiring=self._wiring,
         )
 
@@ -199,8 +199,8 @@ class ActivationCache:
         tokenizer = tokenizer_for(self.model, self.tokenizer) if is_text(inputs) else self.tokenizer
         return encode(inputs, tokenizer=tokenizer, padding_side=side)
 
-    def _keep(self, tokens: Tokens) -> Any:
-        return None if self.positions is None else positions(self.positions).bind(tokens)
+    def _keep(self, tokens: Tokens, *, open_ended: bool = False) -> Any:
+        return None if self.positions is None else positions(self.positions).bind(tokens, open_ended=open_ended)
 
 
 def _end_tokens(model: nn.Module, options: dict[str, Any]) -> list[int]:

@@ -104,11 +104,9 @@ def prepare_pair(
     if float(pair.logit_diff(logits[0])) <= float(pair.logit_diff(logits[1])):
         names = [token_string(tokenizer, t) for t in (target, foil)]
         warnings.warn(
-            f"the clean prompt does not favour {names[0]!r} over {names[1]!r} more than the corrupt one does "
-            "(logit differences "
-            f"{float(pair.logit_diff(logits[0])):.2f} and {float(pair.logit_diff(logits[1])):.2f}): the model does "
-            "not show "
-            "the behaviour on this pair, and effects mean little",
+            f"the clean prompt does not favour {names[0]!r} over {names[1]!r} more than the corrupt one does (logit "
+            f"differences {float(pair.logit_diff(logits[0])):.2f} and {float(pair.logit_diff(logits[1])):.2f}): the "
+            "model does not show the behaviour on this pair, and effects mean little",
             InterpWarning,
             stacklevel=3,
         )

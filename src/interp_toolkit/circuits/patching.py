@@ -78,9 +78,11 @@ def activation_patch(
 
     Example:
         >>> import interp_toolkit
-        >>> model, tokenizer = interp_toolkit.load_model("demo")  # doctest: +SKIP
+        >>> model, tokenizer = interp_toolkit.load_model("demo")
         >>> result = activation_patch(model, "The Eiffel Tower is in", "The Colosseum is in", "Paris",
-        ...                           patch_layer=8, patch_component="mlp")  # doctest: +SKIP
+        ...                           patch_layer=8, patch_component="mlp")
+        >>> result.logit_diff_change > 0, result.foil
+        (True, ' Rome')
     """
     if direction not in ("denoise", "noise"):
         raise RunError(

@@ -96,9 +96,7 @@ class PatchResult:
             f"Putting {self.site} of the {source} run into the {base} run {where} changes the logit difference "
             f"{self.target!r} − {self.foil!r}{chosen} by {self.logit_diff_change:+.3f}, from {before:.3f} to "
             f"{self.patched_logit_diff:.3f} (clean {self.clean_logit_diff:.3f}, corrupt "
-            f"{self.corrupt_logit_diff:.3f}): "
-            f"{share}. The probability of {self.target!r} "
-            "goes from "
+            f"{self.corrupt_logit_diff:.3f}): {share}. The probability of {self.target!r} goes from "
             f"{self.probability_before:.3f} to {self.probability_after:.3f}."
         )
 

@@ -240,8 +240,7 @@ def _additive(mask: Any, query: Tensor, key: Tensor, window: int | None) -> Tens
     else:
         raise NotImplementedError(
             f"attention scores and patterns cannot be computed from a mask of type {type(mask).__name__}: load the "
-            "model "
-            "with attn_implementation='sdpa' or 'eager'"
+            "model with attn_implementation='sdpa' or 'eager'"
         )
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
     additive = torch.where(allowed, zero, torch.full_like(zero, least))

@@ -249,9 +249,8 @@ def _check_sha256(path: Path, expected: str) -> None:
     found = _sha256(path)
     if found != expected:
         raise ModelLoadError(
-            f"{path.name} is not the file that was expected: its SHA-256 is {found}, it should be "
-            f"{expected}. It was not used. Remove {path} if you put it there; if not, check where your pip "
-            f"fetches packages from."
+            f"{path.name} is not the file that was expected: its SHA-256 is {found}, it should be {expected}. It was "
+            f"not used. Remove {path} if you put it there; if not, check where your pip fetches packages from."
         )
 
 

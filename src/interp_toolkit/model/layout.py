@@ -96,9 +96,8 @@ def base_of(model: nn.Module) -> nn.Module:
         for name, adapter in getattr(model, "peft_config", {}).items():
             if getattr(adapter, "is_prompt_learning", False):
                 raise UnsupportedModelError(
-                    f"the adapter {name!r} ({type(adapter).__name__}) puts virtual tokens in front of the prompt, "
-                    "so positions "
-                    "would not be those of the text; adapters on weights (LoRA and its kin) work"
+                    f"the adapter {name!r} ({type(adapter).__name__}) puts virtual tokens in front of the prompt, so "
+                    "positions would not be those of the text; adapters on weights (LoRA and its kin) work"
                 )
         base: nn.Module = unwrap()
         return base
@@ -112,8 +111,7 @@ def _refuse_compiled(model: nn.Module) -> None:
     if compiled:
         raise UnsupportedModelError(
             "the model is compiled: a compiled graph does not see readings and edits. Use the model from before "
-            "torch.compile "
-            "(compiled._orig_mod), or load it again"
+            "torch.compile (compiled._orig_mod), or load it again"
         )
 
 
@@ -136,9 +134,8 @@ def layout_of(model: nn.Module) -> Layout:
     blocks_path, blocks = _blocks(base, config)
     if "encoder" in blocks_path.split(".") and not getattr(config, "is_decoder", False):
         raise UnsupportedModelError(
-            f"{type(base).__name__} is an encoder: every position attends to all, before and behind it. This "
-            "library looks "
-            "into decoder-only language models"
+            f"{type(base).__name__} is an encoder: every position attends to all, before and behind it. This library "
+            "looks into decoder-only language models"
         )
     block = blocks[0]
     attention = _first(block, family.attention, "attention", model_type)
@@ -182,8 +179,7 @@ def _text_config(base: nn.Module) -> Any:
     if not getattr(base, "can_generate", lambda: True)():
         raise UnsupportedModelError(
             f"{type(base).__name__} cannot generate: it is an encoder, or a model without an unembedding. Load a "
-            "causal "
-            "language model with AutoModelForCausalLM"
+            "causal language model with AutoModelForCausalLM"
         )
     return config.get_text_config(decoder=True)
 
@@ -208,8 +204,7 @@ def _first(block: nn.Module, paths: tuple[str, ...], what: str, model_type: str)
         children = sorted(name for name, _ in block.named_children())
         raise UnsupportedModelError(
             f"{model_type}: no {what} found in its blocks (looked for {', '.join(paths)}; a block holds "
-            f"{', '.join(children)}): "
-            "pass layout=Layout(...) that names it"
+            f"{', '.join(children)}): pass layout=Layout(...) that names it"
         )
     return found
 

@@ -177,8 +177,7 @@ class Session:
         if x.shape[1] > total:
             raise RunError(
                 f"{component} holds {x.shape[1]} positions, but only {total} were run (a static cache?): use the "
-                "default "
-                "dynamic cache"
+                "default dynamic cache"
             )
         return slice(total - x.shape[1], total)
 

@@ -189,9 +189,8 @@ def _from_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase | None, sid
         start = tokenizer.bos_token_id
         if start is not None and ids[:2] == [start, start]:
             raise TokenError(
-                f"the prompt {text!r} begins with the start token {tokenizer.bos_token!r}, and the tokenizer adds "
-                "it too: "
-                "leave it out of the text"
+                f"the prompt {text!r} begins with the start token {tokenizer.bos_token!r}, and the tokenizer adds it "
+                "too: leave it out of the text"
             )
         rows.append(ids)
         if tokenizer.is_fast:
@@ -343,9 +342,8 @@ def check_same_length(clean: Tokens, corrupt: Tokens) -> None:
             differ = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             raise AlignmentError(
                 f"the clean prompt has {len(a)} tokens and the corrupt one {len(b)}; they first differ at position "
-                f"{differ}:\n"
-                f"{side_by_side(a, b)}\nUse prompts of equal length, or say how they line up: align='right', "
-                "'left' or a map"
+                f"{differ}:\n{side_by_side(a, b)}\nUse prompts of equal length, or say how they line up: "
+                "align='right', 'left' or a map"
             )
 
 

@@ -69,7 +69,10 @@ def verify(model: nn.Module, layout: Layout | None = None) -> Verification:
     Raises:
         UnsupportedModelError: when the model is not a decoder that this library can look into.
     """
-    return _verification(_prepared(model, layout))
+    proof = verified(model, layout).proof
+    if not isinstance(proof, Verification):
+        raise UnsupportedModelError("the model was not verified")
+    return proof
 
 
 def verified(model: nn.Module, layout: Layout | None = None) -> Wiring:
@@ -78,11 +81,7 @@ def verified(model: nn.Module, layout: Layout | None = None) -> Wiring:
     Raises:
         UnsupportedModelError: when the model is not a decoder that this library can look into.
     """
-    return _prepared(model, layout)
-
-
-def _prepared(model: nn.Module, layout: Layout | None) -> Wiring:
-    wiring, _ = wiring_of(model, layout)
+    wiring = wiring_of(model, layout)
     if wiring.proof is None:
         with wiring.lock:
             if wiring.proof is None:
@@ -99,13 +98,6 @@ def _proved(wiring: Wiring) -> Verification:
     return Verification(
         layout=wiring.layout, findings=findings, refused=dict(wiring.refused), padding=dict(wiring.padding)
     )
-
-
-def _verification(wiring: Wiring) -> Verification:
-    proof = wiring.proof
-    if not isinstance(proof, Verification):
-        raise UnsupportedModelError("the model was not verified")
-    return proof
 
 
 __all__ = ["Finding", "Verification", "verified", "verify"]

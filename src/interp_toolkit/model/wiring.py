@@ -9,7 +9,6 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Mapping
 
 from torch import nn
 
@@ -168,17 +167,17 @@ def _known(model: object) -> Wiring | None:
     return _wirings.get(model) if isinstance(model, nn.Module) else None
 
 
-def wiring_of(model: nn.Module, layout: Layout | None = None) -> tuple[Wiring, bool]:
-    """The wiring of a model, and whether it was made just now and is still to be verified."""
+def wiring_of(model: nn.Module, layout: Layout | None = None) -> Wiring:
+    """The wiring of a model: the one that is kept for it, or a new one that is still to be verified."""
     with _making:
         known = _known(model)
         fits = known is not None and (layout is None or layout == known.layout)
         if known is not None and fits and getattr(model, "_compiled_call_impl", None) is None:
-            return known, False
+            return known
         base_of(model)  # refuses what is no model, before anything is kept for it
         made = Wiring(model, layout or layout_of(model))
         _wirings[model] = made
-        return made, True
+        return made
 
 
 def forget(model: nn.Module) -> None:
@@ -186,9 +185,4 @@ def forget(model: nn.Module) -> None:
     _wirings.pop(model, None)
 
 
-def as_kwargs(refused: Mapping[Site, str]) -> dict[str, str]:
-    """Refused sites by their names."""
-    return {str(site): reason for site, reason in refused.items()}
-
-
-__all__ = ["Wiring", "as_kwargs", "forget", "wiring_of"]
+__all__ = ["Wiring", "forget", "wiring_of"]

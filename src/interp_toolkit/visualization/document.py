@@ -133,8 +133,7 @@ class Document:
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
             'img-src data:">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{shown(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-            f"<h1>{shown(self.title)}</h1>\n{body}\n</body>\n</html>\n"
+            f"<title>{shown(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{shown(self.title)}</h1>\n{body}\n</body>\n</html>\n"
         )
 
     def save(self, path: str | Path) -> Path:
