@@ -9,6 +9,7 @@ InterpError                       everything raised here on purpose
 │   └── UnavailableSiteError      the site has no meaning in this model, or failed its verification
 ├── PositionError                 a position outside the prompt, or a substring that is not in it
 ├── EditError                     an edit with a wrong shape, or one that never fired
+├── MetricError                   a metric that gives no number
 ├── RunError                      a run that cannot be done as asked
 ├── TokenError                    a text that is not the tokens one would expect
 │   └── AlignmentError            two prompts that do not line up
@@ -59,6 +60,10 @@ class EditError(InterpError, ValueError):
     """An edit with a wrong shape or value, or one that never fired."""
 
 
+class MetricError(InterpError, ValueError):
+    """A metric that gives no number."""
+
+
 class RunError(InterpError, RuntimeError):
     """A run that cannot be done as asked."""
 
@@ -85,6 +90,7 @@ __all__ = [
     "FileFormatError",
     "InterpError",
     "InterpWarning",
+    "MetricError",
     "ModelLoadError",
     "PositionError",
     "RunError",

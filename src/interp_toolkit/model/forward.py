@@ -15,8 +15,15 @@ from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
 
 
-def execute(wiring: Wiring, tokens: Tokens, wish: Wish) -> tuple[Session, Any]:
-    """Do one forward pass; the output is None if it stopped early."""
+def execute(wiring: Wiring, tokens: Tokens, wish: Wish, *, cache: Any = None) -> tuple[Session, Any]:
+    """Do one forward pass; the output is None if it stopped early.
+
+    Args:
+        wiring: the model.
+        tokens: what is run; with a cache, what comes behind it.
+        wish: what to read and change.
+        cache: a key/value cache in the form of transformers.
+    """
     base = wiring.base
     if base.training:
         warnings.warn(
@@ -29,12 +36,12 @@ def execute(wiring: Wiring, tokens: Tokens, wish: Wish) -> tuple[Session, Any]:
     context = torch.enable_grad() if wish.grad else torch.no_grad()
     try:
         with session, context:
-            return session, wiring.model(**model_inputs(wiring, tokens))
+            return session, wiring.model(**model_inputs(wiring, tokens, cache))
     except StopForward:
         return session, None
 
 
-def model_inputs(wiring: Wiring, tokens: Tokens) -> dict[str, Any]:
+def model_inputs(wiring: Wiring, tokens: Tokens, cache: Any = None) -> dict[str, Any]:
     """The arguments of a forward pass, as far as the model takes them.
 
     Padded prompts get position ids that start at each prompt's first token, so that padding does not shift them.
@@ -49,7 +56,9 @@ def model_inputs(wiring: Wiring, tokens: Tokens) -> dict[str, Any]:
     name = "input_ids" if accepts & {"input_ids", "kwargs"} else _first_parameter(wiring.base)
     inputs: dict[str, Any] = {name: ids}
     if "use_cache" in accepts:
-        inputs["use_cache"] = False
+        inputs["use_cache"] = cache is not None
+    if cache is not None:
+        inputs["past_key_values"] = cache
     if not tokens.padded:
         return inputs
     if "attention_mask" not in accepts:

@@ -87,7 +87,8 @@ class Proof:
         names = set(components)
         first = 0 if start is None else start[0]
         sites = [s for s in self.wiring.available() if s.component in names and (s.layer is None or s.layer >= first)]
-        wish = Wish(reads=frozenset(sites), edits=tuple(edits), start=start, stop=stop and bool(sites))
+        enter = {} if start is None else {first: start[1].clone()}
+        wish = Wish(reads=frozenset(sites), edits=tuple(edits), enter=enter, stop=stop and bool(sites))
         session, output = execute(self.wiring, tokens or self.tokens, wish)
         return {
             s: session.readings[(s.component, s.layer)][0] for s in sites if (s.component, s.layer) in session.readings

@@ -155,7 +155,7 @@ def run(
         dtype=dtype,
         grad=grad,
         stop=wanted is None,
-        start=_start(start, wiring),
+        enter=_start(start, tokens, wiring),
         logits_at=None if changed else at,
         tokens=tokens,
     )
@@ -348,24 +348,28 @@ def _tokenizer(model: nn.Module, inputs: Any, tokenizer: Any) -> Any:
     return tokenizer_for(model, tokenizer) if is_text(inputs) else tokenizer
 
 
-def _start(start: tuple[int, Tensor] | None, wiring: Wiring) -> tuple[int, Tensor] | None:
+def _start(start: tuple[int, Tensor] | None, tokens: Tokens, wiring: Wiring) -> dict[int, Tensor]:
     if start is None:
-        return None
+        return {}
     layer, residual = start
     site = Site("resid_pre", layer).at_depth(wiring.layout.num_layers)
     if residual.ndim != 3:
         raise RunError("start=(layer, residual) needs a residual stream of shape [batch, pos, d_model]")
-    return int(site.layer or 0), residual
+    wanted = (*tokens.ids.shape, wiring.layout.d_model)
+    if tuple(residual.shape) != wanted:
+        raise RunError(f"the residual to start from has shape {tuple(residual.shape)}, the run needs {wanted}")
+    # A copy, because some models add in place to what they are given.
+    return {int(site.layer or 0): residual.clone()}
 
 
 def _check_order(wish: Wish, wiring: Wiring) -> None:
     """Refuse edits and readings that the run would never reach."""
     number = wiring.layout.num_layers
-    if wish.start is not None:
-        first = Site("resid_pre", wish.start[0]).depth(number)
+    for layer in wish.enter:
+        first = Site("resid_pre", layer).depth(number)
         early = [str(s) for s in [*wish.reads, *(e.site for e in wish.edits)] if s.depth(number) < first]
         if early:
-            raise RunError(f"a run that starts at layer {wish.start[0]} never reaches {', '.join(sorted(early))}")
+            raise RunError(f"a run that starts at layer {layer} never reaches {', '.join(sorted(early))}")
     if wish.stop:
         last = max(site.depth(number) for site in wish.reads)
         late = [repr(e) for e in wish.edits if e.site.depth(number) > last]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from interp_toolkit.model.window import Window, next_window
 from interp_toolkit.model.wiring import Wiring
 
 Key = tuple[str, int | None]
+Change = Callable[[Tensor, slice], Tensor]
+"""Makes the new activation of a site from the old one and the columns of the sequence that it holds."""
 
 _MASKED = -5e3
 """Attention scores at or below this are masked: models use the least number of their precision, or minus infinity."""
@@ -42,7 +44,24 @@ class StopForward(BaseException):
 
 @dataclass(kw_only=True)
 class Wish:
-    """What a session is to do: see `run`."""
+    """What a session is to do: see `run`.
+
+    Attributes:
+        reads: sites to read.
+        edits: what changes, by positions and rows of the prompts.
+        keep: positions of the readings to keep.
+        device: where to keep them.
+        dtype: in what precision.
+        grad: whether to keep the graph.
+        stop: whether the pass may end behind the deepest reading.
+        enter: rows of the residual stream that enter in front of a layer. The first replace what is there, and the
+            blocks before do not run; later ones join the batch behind the rows that are there already.
+        changes: what a packed pass changes, by rows of the batch as it is at that site.
+        logits_at: columns whose logits are wanted, one line for each row or one for all.
+        defer: whether to keep the means to compute patterns later.
+        tokens: the prompts.
+        open_ended: whether more tokens may follow.
+    """
 
     reads: frozenset[Site]
     edits: tuple[Edit, ...] = ()
@@ -51,7 +70,8 @@ class Wish:
     dtype: torch.dtype | None = None
     grad: bool = False
     stop: bool = False
-    start: tuple[int, Tensor] | None = None
+    enter: Mapping[int, Tensor] = field(default_factory=dict)
+    changes: Mapping[Key, Change] = field(default_factory=dict)
     logits_at: Tensor | None = None
     defer: bool = False
     tokens: Tokens | None = None
@@ -79,6 +99,8 @@ class Session:
             self._edits.setdefault((edit.site.component, edit.site.layer), []).append(edit)
         self._reads: set[Key] = {(site.component, site.layer) for site in wish.reads}
         self._pending = set(self._reads)
+        self._first = min(wish.enter, default=0)
+        self.rows = 0
         self._paused = 0
         self._thread = threading.get_ident()
         self._window: Window | None = None
@@ -121,11 +143,13 @@ class Session:
 
     def wants(self, component: str, layer: int | None) -> bool:
         """Whether there is something to do at a site."""
-        return (component, layer) in self._reads or (component, layer) in self._edits
+        key = (component, layer)
+        return key in self._reads or key in self._edits or key in self.wish.changes
 
     def changes(self, component: str, layer: int | None) -> bool:
         """Whether what goes on may be another tensor."""
-        return (component, layer) in self._edits or (self.wish.grad and (component, layer) in self._reads)
+        key = (component, layer)
+        return key in self._edits or key in self.wish.changes or (self.wish.grad and key in self._reads)
 
     # --- seeing ----------------------------------------------------------------------------------------------
 
@@ -134,6 +158,8 @@ class Session:
         key = (component, layer)
         for edit in self._edits.get(key, ()):
             x = self._edit(edit, x)
+        if key in self.wish.changes:
+            x = self._change(key, x)
         if key in self._reads:
             x = self._record(key, x)
         return x
@@ -148,10 +174,12 @@ class Session:
         self.fired.add(id(edit))
         with self.paused():
             new = apply_edit(edit, x, selected, columns, open_ended=self.wish.open_ended)
-        if edit.site.component == "scores":
-            # What attention may not see stays out of sight.
-            new = torch.where(x <= _MASKED, x, new)
-        return new
+        return _still_masked(x, new) if edit.site.component == "scores" else new
+
+    def _change(self, key: Key, x: Tensor) -> Tensor:
+        with self.paused():
+            new = self.wish.changes[key](x, self._columns(key[0], x))
+        return _still_masked(x, new) if key[0] == "scores" else new
 
     def _rows(self, edit: Edit, batch: int) -> Tensor:
         """Which rows of the batch an edit means; beams of one prompt lie side by side."""
@@ -239,16 +267,15 @@ class Session:
     def _install(self, stack: ExitStack) -> None:
         wiring, layout = self.wiring, self.wiring.layout
         stack.enter_context(forward_replaced(wiring.base, self._watched_forward))
-        if self.wish.start is not None:
-            for block in list(wiring.blocks)[: self.wish.start[0]]:
-                stack.enter_context(forward_replaced(block, self._passing))
-        layers = sorted({layer for _, layer in self._reads | set(self._edits) if layer is not None})
+        for block in list(wiring.blocks)[: self._first]:
+            stack.enter_context(forward_replaced(block, self._passing))
+        touched = self._reads | set(self._edits) | set(self.wish.changes)
+        layers = sorted({layer for _, layer in touched if layer is not None})
         for layer in layers:
             self._install_layer(stack, layer)
-        first = 0 if self.wish.start is None else self.wish.start[0]
-        entered = {layer for layer in layers if self.wants("resid_pre", layer)}
-        if self.wants("embed", None) or self.wish.grad or self.wish.start is not None:
-            entered.add(first)
+        entered = {layer for layer in layers if self.wants("resid_pre", layer)} | set(self.wish.enter)
+        if self.wants("embed", None) or self.wish.grad:
+            entered.add(self._first)
         for layer in sorted(entered):
             self._pre(stack, wiring.blocks[layer], functools.partial(self._enter_block, layer))
         if layout.final_norm is not None and self.wants("final_norm", None):
@@ -299,6 +326,7 @@ class Session:
             return inner(*args, **kwargs)
         self._window = next_window(args, kwargs, self.windows, self.wish.tokens)
         self.windows.append(self._window)
+        self.rows = len(self._window.index)
         try:
             return self._see_logits(inner(*args, **kwargs))
         finally:
@@ -306,19 +334,21 @@ class Session:
             self.z.clear()
 
     def _enter_block(self, layer: int, raw: Tensor) -> Tensor:
-        x = raw
-        if self.wish.start is not None and layer == self.wish.start[0]:
-            x = self.wish.start[1].to(device=raw.device, dtype=raw.dtype)
-            if x.shape != raw.shape:
-                raise RunError(
-                    f"the residual to start from has shape {tuple(x.shape)}, the run needs {tuple(raw.shape)}"
-                )
-        first = 0 if self.wish.start is None else self.wish.start[0]
-        if self.wish.grad and layer == first and not x.requires_grad:
+        x = self._joined(layer, raw)
+        if self.wish.grad and layer == self._first and not x.requires_grad:
             x = x.detach().requires_grad_()
         if layer == 0:
             x = self.visit("embed", None, x)
         return self.visit("resid_pre", layer, x)
+
+    def _joined(self, layer: int, raw: Tensor) -> Tensor:
+        """The batch with the rows that enter here."""
+        if layer not in self.wish.enter:
+            return raw
+        entering = self.wish.enter[layer].to(device=raw.device, dtype=raw.dtype)
+        x = entering if layer == self._first else torch.cat([raw, entering])
+        self.rows = len(x)
+        return x
 
     def _passing(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.active():
@@ -329,7 +359,7 @@ class Session:
 
     def _shaped(self, raw: Tensor) -> Tensor:
         """`[batch, pos, ...]`; some models flatten batch and position for their MLP."""
-        return raw if raw.ndim == 3 else raw.unflatten(0, (len(self.window.index), -1))
+        return raw if raw.ndim == 3 else raw.unflatten(0, (self.rows, -1))
 
     def _input(self, component: str, layer: int, raw: Tensor) -> Tensor:
         x = self._shaped(raw)
@@ -371,7 +401,7 @@ class Session:
         index = self.wish.logits_at
         if index is None:
             return raw
-        return raw.gather(1, index.to(raw.device)[:, :, None].expand(-1, -1, raw.shape[-1]))
+        return raw.gather(1, index.to(raw.device)[:, :, None].expand(len(raw), -1, raw.shape[-1]))
 
     def _see_logits(self, output: Any) -> Any:
         if not self.wants("logits", None):
@@ -396,7 +426,7 @@ class _LayerVisitor:
         self.layer = layer
 
     def batch_size(self) -> int:
-        return len(self.session.window.index)
+        return self.session.rows
 
     def active(self) -> bool:
         return self.session.active()
@@ -415,6 +445,11 @@ class _LayerVisitor:
             self.session.deferred[self.layer] = squares
 
 
+def _still_masked(old: Tensor, new: Tensor) -> Tensor:
+    """Scores after an edit: what attention may not see stays out of sight."""
+    return torch.where(old <= _MASKED, old, new)
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in whatever a model returns.
 
@@ -429,4 +464,4 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-__all__ = ["Key", "Session", "StopForward", "Wish", "logits_of"]
+__all__ = ["Change", "Key", "Session", "StopForward", "Wish", "logits_of"]
