@@ -1,7 +1,23 @@
 """Causal work: patching, and what it says about where a behaviour comes from."""
 
+from interp_toolkit.circuits.effects import Effects
+from interp_toolkit.circuits.metrics import METRICS, Metric, metric_of
 from interp_toolkit.circuits.pairs import Pair, prepare_pair
-from interp_toolkit.circuits.patching import activation_patch, layer_effects
+from interp_toolkit.circuits.patching import activation_patch, patch_sweep
 from interp_toolkit.circuits.results import PatchResult
+from interp_toolkit.circuits.sweeps import Agreement, Sweep, prepare_sweep
 
-__all__ = ["Pair", "PatchResult", "activation_patch", "layer_effects", "prepare_pair"]
+__all__ = [
+    "METRICS",
+    "Agreement",
+    "Effects",
+    "Metric",
+    "Pair",
+    "PatchResult",
+    "Sweep",
+    "activation_patch",
+    "metric_of",
+    "patch_sweep",
+    "prepare_pair",
+    "prepare_sweep",
+]

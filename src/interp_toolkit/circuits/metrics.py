@@ -1,7 +1,8 @@
 """Metrics: one number for how a run answers, made of its logits at the measured position.
 
-A metric is asked for many *cells* at once: runs of the same pair of prompts, each with another edit. It says which logits
-it needs, so that only these rows of the unembedding have to be computed, and gives one number for each cell or an error.
+A metric is asked for many *cells* at once: runs of the same pair of prompts, each with another edit. It says which
+logits it needs, so that only these rows of the unembedding have to be computed, and gives one number for each cell or
+an error.
 """
 
 from __future__ import annotations
@@ -134,12 +135,18 @@ class Metric:
                 f"{self.name} needs logits of shape (cells, {columns}), {'all' if needed is None else f'for {needed}'} "
                 f"of them, but got {tuple(logits.shape)}"
             )
-        self._check(logits.detach().amax(-1).isfinite(), "holds", "logits that are NaN or infinite", "")
+        best = logits.detach().amax(-1)
+        if not bool(best.isfinite().all()):
+            raise MetricError(
+                f"{self.name}: the largest logit is {_first(best, best.isfinite())}. In half precision this is often "
+                "an overflow: load the model in bfloat16 or float32"
+            )
         rows = len(logits) if self._whole else _AT_ONCE // columns
         parts = [self._measure(part, question, needed) for part in logits.split(max(1, rows))]
         values = torch.cat(parts)
         sound = ~values.isnan() if self._infinite else values.isfinite()
-        self._check(sound.detach(), "has", "no finite number", f": {values.detach()[~sound][:3].tolist()}")
+        if not bool(sound.all()):
+            raise MetricError(f"{self.name} is {_first(values, sound)}, which is no number to compare")
         return values
 
     def _measure(self, logits: Tensor, question: Question, needed: tuple[int, ...] | None) -> Tensor:
@@ -154,22 +161,23 @@ class Metric:
             clean=question.clean_logits.to(logits),
         )
         values = self._formula(cells)
-        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-            found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise MetricError(
-                f"{self.name} must give one number for each of {len(logits)} cells, a tensor of shape "
-                f"({len(logits)},), but gave {found}"
-            )
+        _check_shape(values, len(logits), self.name)
         return values.to(dtype)
 
-    def _check(self, sound: Tensor, verb: str, what: str, found: str) -> None:
-        if not bool(sound.all()):
-            bad = (~sound).nonzero()[:, 0].tolist()
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise MetricError(
-                f"{self.name}: cell {bad[0]}{more} of {len(sound)} {verb} {what}{found}. In half precision this is often "
-                "an overflow: load the model in bfloat16 or float32"
-            )
+
+def _check_shape(values: object, cells: int, name: str) -> None:
+    """A user's function may give anything."""
+    shape = tuple(values.shape) if isinstance(values, Tensor) else None
+    if shape != (cells,):
+        found = type(values).__name__ if shape is None else f"shape {shape}"
+        raise MetricError(f"{name} must give a number for each cell, a tensor of shape ({cells},), but gave {found}")
+
+
+def _first(values: Tensor, sound: Tensor) -> str:
+    """The first value that is not sound, where it is, and how many there are."""
+    bad = (~sound).nonzero()[:, 0].tolist()
+    more = f" and in {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"{values[bad[0]].item()} in cell {bad[0]}{more} of {len(sound)} cells"
 
 
 MetricLike = str | Metric | Callable[[Tensor], Tensor]
@@ -189,7 +197,7 @@ def metric_of(spec: MetricLike) -> Metric:
     | `prob_diff` | the targets' summed probability minus the foils' (Hanna et al. 2023, greater-than) |
     | `kl` | KL(clean run ‖ this run); smaller is cleaner |
     | `rank` | how many tokens are strictly better than the best target, 0 is best; smaller is cleaner |
-    | `accuracy` | 1 if the best target is strictly better than every foil, or than every other token if there are no foils |
+    | `accuracy` | 1 if the best target is strictly better than every foil; without foils: than every other token |
 
     Args:
         spec: a name, a metric, or a function of logits `[cells, vocab]` that gives `[cells]`, larger for a cleaner
@@ -244,8 +252,8 @@ def _prob_diff(cells: _Cells) -> Tensor:
 def _kl(cells: _Cells) -> Tensor:
     """Σ p·(e^d − 1 − d) with p the clean run's probabilities and d = log q − log p.
 
-    This equals Σ p·(−d), as p and q both sum to 1. Every term is at least 0, and an error ε of d costs d·ε instead of ε:
-    the naive sum in float32 has errors of 1e-6, as large as the effect of many a component.
+    This equals Σ p·(−d), as p and q both sum to 1. Every term is at least 0, and an error ε of d costs d·ε instead of
+    ε: the naive sum in float32 has errors of 1e-6, as large as the effect of many a component.
     """
     log_p, log_q = cells.clean.log_softmax(-1), cells.logits.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()

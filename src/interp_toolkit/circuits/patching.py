@@ -5,23 +5,26 @@ Sign convention, here and everywhere: a positive effect is **towards the clean a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp_toolkit.circuits.dataset import Answers
+from interp_toolkit.circuits.effects import Effects
+from interp_toolkit.circuits.grid import Where
+from interp_toolkit.circuits.metrics import MetricLike
 from interp_toolkit.circuits.pairs import Align, Pair, last_logits, prepare_pair
 from interp_toolkit.circuits.results import Direction, PatchResult
+from interp_toolkit.circuits.sweeps import Order, prepare_sweep
 from interp_toolkit.errors import AlignmentError, PositionError, RunError, SiteError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PerRow, PositionsLike, Span, positions
 from interp_toolkit.model.run import run
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
-from interp_toolkit.model.tokens import Inputs, Tokens, encode, token_string
+from interp_toolkit.model.tokens import Inputs, Tokens, token_string
 from interp_toolkit.model.verify import verified
 from interp_toolkit.provenance import provenance_of
 
@@ -126,45 +129,88 @@ def activation_patch(
     )
 
 
-def layer_effects(
+def patch_sweep(
     model: nn.Module,
-    pair: Pair,
-    component: str,
+    clean: Inputs,
+    corrupt: Inputs,
     *,
-    positions: PositionsLike = None,
+    answers: Answers = None,
+    component: str = "resid",
+    over: Sequence[str] = ("layer", "pos"),
+    metric: MetricLike = "logit_diff",
+    direction: Direction = "denoise",
+    positions: Where = None,
+    layers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
+    order: Order = "exact",
+    memory: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     layout: Layout | None = None,
-) -> Float[Tensor, " layer"]:
-    """Patch a component of the clean run into the corrupt run, one layer at a time, all layers in one batch.
+) -> Effects:
+    """Patch every cell of a grid, and measure what each does to the answer.
+
+    Each cell is an edited run of its own, with the numbers of one full forward pass per cell; they are packed into few
+    and short passes.
+
+    Args:
+        model: a causal language model, as it is.
+        clean: the prompt that shows the behaviour, or a list of prompts.
+        corrupt: the matched prompts, each with as many tokens as its clean one.
+        answers: the target that continues the clean prompt, `(target, foil)`, or `(targets, foils)`; for a list of
+            prompts a list of these, or one tuple for all. Without a foil the corrupt prompt's own best token stands in.
+        component: `"resid"` (= `resid_pre`), `"attn"`, `"mlp"`, `"head"` (= `z`), `"q"`, `"k"`, `"v"`, `"pattern"`,
+            `"head_out"`, `"neuron"`, or any other component with layers.
+        over: the axes of the sweep, of `"layer"`, `"pos"`, and `"head"` or `"neuron"`. What is left out is patched
+            together: `over=("layer",)` patches all positions of a layer, `over=("pos",)` all layers at a position.
+        metric: see `metric_of`.
+        direction: `"denoise"` puts clean into corrupt, `"noise"` corrupt into clean.
+        positions: where; all by default. With `"pos"` in `over` each on its own, or named groups that are patched
+            together: `{"subject": Span("France"), "last": -1}`.
+        layers: which layers; all by default.
+        indices: which heads, key/value heads or neurons; all by default.
+        order: `"exact"` runs every cell; `"gradient"` estimates them all to first order from one backward pass
+            (attribution patching, Nanda 2023).
+        memory: bytes that passes may take beside the model; half of what is free by default.
+        tokenizer: needed when the model does not say where it comes from.
+        layout: for a model class of your own.
 
     Returns:
-        For each layer the normalised effect: 0 is the corrupt run, 1 the clean one. NaN where the layer has no such
-        site.
+        The metric of every cell for each prompt, with labels, error bars over prompts and a heat map.
+
+    Raises:
+        AlignmentError: when the two prompts of a pair have different numbers of tokens.
+        TokenError: for empty or identical prompts and answers that are not one token.
+        SiteError: for components, layers, heads or neurons that this model does not have.
+        PositionError: for positions outside of a prompt, or that do not correspond between prompts.
+        MetricError: when the metric gives no number.
+
+    Example:
+        >>> import interp_toolkit
+        >>> model, tokenizer = interp_toolkit.load_model("demo")
+        >>> effects = patch_sweep(
+        ...     model, "The capital of France is", "The capital of Italy is", answers=("Paris", "Rome"))
+        >>> effects.axes, tuple(effects.values.shape)
+        (('layer', 'pos'), (1, 30, 5))
+        >>> effects.strongest(1)[0][0]
+        ('0', '3  France / Italy')
     """
-    wiring = verified(model, layout)
-    name = SHORT_NAMES.get(component, component)
-    if name not in COMPONENTS:
-        Site.parse(component)  # says what is near it, if it is no site at all
-    if name not in COMPONENTS or not COMPONENTS[name].per_layer:
-        raise SiteError(f"effects by layer are of a component without a layer, such as 'mlp', not of {component!r}")
-    sites = wiring.available(name)
-    if not sites:
-        wiring.check(Site(component, 0))
-    chosen = _chosen(positions, pair, "denoise", sites[0])
-    clean = run(model, pair.clean, read=sites, layout=layout)
-    length = len(pair.corrupt.row())
-    where = [p for _, p in chosen]
-    edits = [
-        Edit.set(site, _moved(clean[site], site, chosen, length), positions=where, rows=[row])
-        for row, site in enumerate(sites)
-    ]
-    batch = encode([pair.corrupt.row()] * len(sites))
-    logits = run(model, batch, edits=edits, logits="last", layout=layout).logits
-    effects = torch.full((wiring.layout.num_layers,), math.nan)
-    if logits is not None:
-        low, high = (pair.logit_diff(x) for x in (pair.corrupt_logits, pair.clean_logits))
-        rows = torch.tensor([site.layer or 0 for site in sites])
-        effects[rows] = ((pair.logit_diff(logits[:, -1].float().cpu()) - low) / (high - low)).to(effects)
-    return effects
+    sweep = prepare_sweep(
+        model,
+        clean,
+        corrupt,
+        answers=answers,
+        component=component,
+        over=over,
+        metric=metric,
+        direction=direction,
+        positions=positions,
+        layers=layers,
+        indices=indices,
+        memory=memory,
+        tokenizer=tokenizer,
+        layout=layout,
+    )
+    return sweep.run(order)
 
 
 def _site(component: str | Site, layer: int | None, head: int | None, neuron: int | None) -> Site:
@@ -242,4 +288,4 @@ def _top(logits: Tensor, tokenizer: PreTrainedTokenizerBase | None, number: int 
     return tuple((token_string(tokenizer, int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True))
 
 
-__all__ = ["activation_patch", "layer_effects"]
+__all__ = ["activation_patch", "patch_sweep"]

@@ -89,7 +89,7 @@ class Execution:
         self._run_bases()
         yield from self._known()
         number = sum(len(made.jobs) for made in self.schedule.passes)
-        with tqdm(total=number, disable=not self.progress, unit=" cells", leave=False) as bar:
+        with tqdm(total=number, disable=None if self.progress else True, unit=" cells", leave=False) as bar:
             for made in self.schedule.passes:
                 for answer in self._fitting(made):
                     bar.update(len(answer.cells))
