@@ -19,6 +19,8 @@ from interp_toolkit.errors import InterpError, InterpWarning, RunError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from interp_toolkit.circuits import Effects
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -142,6 +144,11 @@ def _patch(arguments: argparse.Namespace) -> None:
     from interp_toolkit.circuits import activation_patch
     from interp_toolkit.model import Span
 
+    if arguments.sweep:
+        _sweep(arguments)
+        return
+    if arguments.order or arguments.metric or arguments.explain:
+        raise RunError("--order, --metric and --explain are for sweeps: give --sweep layer,pos")
     model, tokenizer = _load(arguments)
     where: Any = Span(arguments.span) if arguments.span else arguments.position
     answers = None if arguments.foil is None else (arguments.target, arguments.foil)
@@ -184,6 +191,53 @@ def _patch(arguments: argparse.Namespace) -> None:
     print("\n" + result.summary())
     if arguments.output:
         print(f"\nsaved to {result.save(arguments.output)}")
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from interp_toolkit.circuits import prepare_sweep
+    from interp_toolkit.model import Span
+
+    if arguments.align:
+        raise RunError("a sweep compares position with position: use prompts of equal length, without --align")
+    model, tokenizer = _load(arguments)
+    index = arguments.head if arguments.neuron is None else arguments.neuron
+    where: Any = Span(arguments.span) if arguments.span else arguments.position
+    sweep = prepare_sweep(
+        model,
+        arguments.clean,
+        arguments.corrupt,
+        answers=arguments.target if arguments.foil is None else (arguments.target, arguments.foil),
+        component=arguments.component,
+        over=tuple(axis.strip() for axis in arguments.sweep.split(",")),
+        metric=arguments.metric or "logit_diff",
+        direction=arguments.direction,
+        positions=where,
+        tokenizer=tokenizer,
+        layers=None if arguments.layer is None else [arguments.layer],
+        indices=None if index is None else [index],
+    )
+    if arguments.explain:
+        print(sweep.explain())
+        return
+    began = time.perf_counter()
+    effects = sweep.run(arguments.order or "exact")
+    seconds = time.perf_counter() - began
+    print(f"{effects.summary()}\n")
+    if len(effects.axes) <= 2:
+        print(_matrix(effects))
+    print(f"\n{effects.values.numel():,} cells in {seconds:.1f} s")
+    if arguments.output:
+        save = effects.save if arguments.output.suffix == ".safetensors" else effects.plot().save
+        print(f"saved to {save(arguments.output)}")
+
+
+def _matrix(effects: Effects) -> str:
+    """A sweep as a table: layers from top to bottom, in shares of clean − corrupt where they differ."""
+    shown = effects.effect if effects.normalizable else effects.mean
+    columns = effects.labels[1] if len(effects.labels) > 1 else ("effect",)
+    values = shown.reshape(len(effects.labels[0]), -1).tolist()
+    rows = [(name, *map(_share, line)) for name, line in zip(effects.labels[0], values, strict=True)]
+    return table([effects.axes[0], *(repr(name)[1:-1] for name in columns)], rows)
 
 
 # --- the parser ---------------------------------------------------------------------------------------------------
@@ -243,8 +297,23 @@ def _patch_options(patch: argparse.ArgumentParser) -> None:
         default="denoise",
         help="clean into corrupt, or the reverse",
     )
+    sweep = patch.add_argument_group("sweeps")
+    sweep.add_argument(
+        "--sweep", metavar="AXES", help="patch every cell of a grid, such as layer,pos or layer,head or layer,head,pos"
+    )
+    sweep.add_argument("--metric", help="logit_diff (default), log_prob, prob, kl, rank or accuracy")
+    sweep.add_argument(
+        "--order", choices=["exact", "gradient"], help="a run for each cell (default), or an estimate from a gradient"
+    )
+    sweep.add_argument("--explain", action="store_true", help="say what the sweep costs, and run nothing")
     patch.add_argument("--align", choices=["left", "right"], help="how prompts of different lengths line up")
-    patch.add_argument("-o", "--output", type=Path, metavar="FILE", help="a JSON file to write")
+    patch.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file to write; for a sweep .html, .png, .svg or .safetensors",
+    )
     patch.set_defaults(command=_patch)
 
 

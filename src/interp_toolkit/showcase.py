@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from interp_toolkit.activations import ActivationCache, Activations
-from interp_toolkit.circuits import Pair, layer_effects, prepare_pair
+from interp_toolkit.circuits import patch_sweep
 from interp_toolkit.model import Span
 from interp_toolkit.model.positions import PositionsLike
-from interp_toolkit.model.tokens import token_string, tokenizer_for
+from interp_toolkit.model.tokens import answer_token, token_string, tokenizer_for
 from interp_toolkit.visualization import Document, Heatmap, Paragraph, Table
 
 if TYPE_CHECKING:
@@ -134,12 +134,19 @@ def showcase(
     probabilities = activations.logits()[-1].float().softmax(-1).topk(3)
     where = activations.prompt.find(subject)[-1]
     note("patching layer by layer")
-    clean, corrupt = "The Eiffel Tower is in", "The Colosseum is in"
-    pair = prepare_pair(model, clean, corrupt, answers=(" Paris", " Rome"), tokenizer=tokenizer)
+    clean, corrupt, answers = "The Eiffel Tower is in", "The Colosseum is in", (" Paris", " Rome")
     places: dict[str, PositionsLike] = {
         "the subject's last token": Span("Eiffel Tower", token=-1),
         "the last token": "last",
     }
+    effects: dict[str, dict[str, tuple[float, ...]]] = {place: {} for place in places}
+    for component in COMPONENTS:
+        found = patch_sweep(
+            model, clean, corrupt, answers=answers, component=component, positions=places, tokenizer=tokenizer
+        )
+        for number, place in enumerate(places):
+            effects[place][component] = tuple(found.effect[:, number].tolist())
+    target, foil = (token_string(tokenizer, answer_token(clean, answer, tokenizer)) for answer in answers)
     return Showcase(
         prompt=prompt,
         answers=tuple(
@@ -150,14 +157,10 @@ def showcase(
         subject=subject,
         clean=clean,
         corrupt=corrupt,
-        target=token_string(tokenizer, pair.target),
-        foil=token_string(tokenizer, pair.foil),
-        effects={place: _by_component(model, pair, at) for place, at in places.items()},
+        target=target,
+        foil=foil,
+        effects=effects,
     )
-
-
-def _by_component(model: nn.Module, pair: Pair, at: PositionsLike) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(layer_effects(model, pair, name, positions=at).tolist()) for name in COMPONENTS}
 
 
 def _lookers(activations: Activations, where: int, number: int = 5) -> tuple[tuple[str, float], ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from interp_toolkit import Site, Span, activation_patch
-from interp_toolkit.circuits import PatchResult, layer_effects, prepare_pair
+from interp_toolkit.circuits import PatchResult
 from interp_toolkit.errors import (
     AlignmentError,
     FileFormatError,
@@ -493,33 +493,6 @@ def test_what_cannot_be_patched_is_refused_in_words(how: dict[str, Any], error: 
 def test_a_name_in_place_of_a_model_is_refused_in_words() -> None:
     with pytest.raises(InterpError, match="load_model"):
         activation_patch("demo", "a", "b", "c", patch_layer=0)  # type: ignore[arg-type]
-
-
-# --- sweeps -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "where"), [("llama", None), ("qwen3_moe", [2, 4]), ("gemma2", -1)])
-def test_layer_effects_are_one_patch_for_each_layer(name: str, where: Any) -> None:
-    model = model_of(name)
-    pair = prepare_pair(model, CLEAN, CORRUPT, answers=answers_of(name), tokenizer=TOKENIZER)
-    for component in ("resid", "attn", "z", "pattern", "mlp_post"):
-        found = layer_effects(model, pair, component, positions=where)
-        assert found.shape == (model.config.num_hidden_layers,)
-        for layer, effect in enumerate(found.tolist()):
-            if name == "qwen3_moe" and component == "mlp_post" and layer != 1:
-                assert math.isnan(effect)  # experts have neurons of their own
-                continue
-            single = patched(name, "denoise", patch_component=component, patch_layer=layer, positions=where)
-            assert effect == pytest.approx(single.normalized_effect, abs=1e-3)
-
-
-def test_layer_effects_refuse_what_they_do_not_know() -> None:
-    pair = prepare_pair(model_of("llama"), CLEAN, CORRUPT, answers=(TARGET, FOIL), tokenizer=TOKENIZER)
-    with pytest.raises(UnknownSiteError, match="did you mean"):
-        layer_effects(model_of("llama"), pair, "mpl")
-    with pytest.raises(InterpError) as caught:
-        layer_effects(model_of("llama"), pair, "L1H1")
-    assert "there is no site 'L1H1'" not in str(caught.value)  # there is: it names a layer
 
 
 # --- results ------------------------------------------------------------------------------------------------------
