@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,7 +55,7 @@ def estimate(
         products = _products(sites, value, here, other, metric)
         which = 2 * at + (1 if direction == "denoise" else 0)
         for n in by_base.get(which, ()):
-            change = sum(float(_share(products[s.site.whole], s.site, s.positions)) for s in cells[n].swaps)
+            change = sum(_share(products[swap.site.whole], swap.site, swap.positions) for swap in cells[n].swaps)
             found[n] = float(value.detach()) + change
     clean_values, corrupt_values = torch.stack(sides).unbind(1)
     return Measured(cells=found.to(clean_values), clean=clean_values, corrupt=corrupt_values)
@@ -77,8 +80,8 @@ def _measured(
 
 def _products(
     sites: Sequence[Site], value: Tensor, here: Run, other: Run, metric: Metric
-) -> dict[Site, Float[Tensor, "pos index"]]:
-    """For each site the difference times the gradient, summed within each position and head or neuron."""
+) -> dict[Site, npt.NDArray[np.floating[Any]]]:
+    """For each site the difference times the gradient, summed within positions and heads, `[pos, index]`."""
     if not value.requires_grad:
         raise MetricError(f"{metric.name} has no gradient: use order='exact', or a metric such as 'logit_diff'")
     slopes = torch.autograd.grad(value, [here[site] for site in sites], allow_unused=True)
@@ -95,13 +98,15 @@ def _products(
         rest = [n for n, axis in enumerate(axes) if axis not in keep]
         summed = product.sum(rest)
         kept = [axis for axis in axes if axis in keep]
-        found[site] = (summed if kept == keep else summed.T).view(base.shape[site.kind.position_dim], -1)
+        by_position = summed if kept == keep else summed.T
+        found[site] = by_position.reshape(base.shape[site.kind.position_dim], -1).cpu().numpy()
     return found
 
 
-def _share(product: Float[Tensor, "pos index"], site: Site, where: Sequence[int] | None) -> Tensor:
+def _share(product: npt.NDArray[np.floating[Any]], site: Site, where: Sequence[int] | None) -> float:
+    """What a swap contributes; numpy, because sweeps over neurons have a hundred thousand of them."""
     part = product if where is None else product[list(where)]
-    return part.sum() if site.index is None else part[:, site.index].sum()
+    return float(part.sum() if site.index is None else part[:, site.index].sum())
 
 
 __all__ = ["estimate"]

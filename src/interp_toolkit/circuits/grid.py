@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from interp_toolkit.circuits.dataset import Pairs
-from interp_toolkit.errors import PositionError, RunError, SiteError, UnavailableSiteError
+from interp_toolkit.errors import PositionError, RunError, SiteError
 from interp_toolkit.model.positions import PerRow, PositionsLike, Span, positions
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
 from interp_toolkit.model.tokens import Tokens
@@ -212,22 +212,22 @@ def _name(pairs: Pairs, columns: Sequence[int]) -> str:
     """What to call a position: its number and its token, where all prompts have the same one."""
     first, last = [], []
     for pair, column in enumerate(columns):
-        first.append(pairs.clean[pair].strings()[column])
-        last.append(pairs.corrupt[pair].strings()[column])
+        first.append(_bare(pairs.clean[pair].strings()[column]))
+        last.append(_bare(pairs.corrupt[pair].strings()[column]))
     number = str(columns[0]) if len(set(columns)) == 1 else str(columns[0] - pairs.lengths[0])
     if len(set(first)) > 1 or len(set(last)) > 1:
         return f"{number} …"
-    return f"{number} {first[0]}" if first[0] == last[0] else f"{number} {first[0]} /{last[0]}"
+    return f"{number} {first[0]}" if first[0] == last[0] else f"{number} {first[0]} / {last[0]}"
+
+
+def _bare(token: str) -> str:
+    """A token without the spaces around it, unless there is nothing else."""
+    return token.strip() or repr(token)
 
 
 def available(sites: Sequence[Site], wiring: Wiring) -> bool:
     """Whether all of these sites may be used."""
-    try:
-        for site in sites:
-            wiring.check(site)
-    except UnavailableSiteError:
-        return False
-    return True
+    return not any(site.whole in wiring.refused for site in sites)
 
 
 __all__ = ["Grid", "Where", "available", "make_grid"]

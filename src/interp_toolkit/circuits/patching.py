@@ -192,7 +192,7 @@ def patch_sweep(
         >>> effects.axes, tuple(effects.values.shape)
         (('layer', 'pos'), (1, 30, 5))
         >>> effects.strongest(1)[0][0]
-        ('0', '3  France / Italy')
+        ('0', '3 France / Italy')
     """
     sweep = prepare_sweep(
         model,

@@ -7,6 +7,7 @@ hashable, parses from text and prints back. The table `COMPONENTS` holds what ea
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from dataclasses import dataclass, replace
 
@@ -198,7 +199,7 @@ class Site:
     @property
     def whole(self) -> Site:
         """The same site with all heads or neurons."""
-        return self if self.index is None else replace(self, index=None)
+        return self if self.index is None else _whole(self.component, self.layer)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -233,6 +234,12 @@ class Site:
     def __repr__(self) -> str:
         """The site as one would write it."""
         return f"Site({str(self)!r})"
+
+
+@functools.cache
+def _whole(component: str, layer: int | None) -> Site:
+    """Kept, because sweeps over neurons ask for it a hundred thousand times."""
+    return Site(component, layer)
 
 
 def _unknown(name: str) -> str:
