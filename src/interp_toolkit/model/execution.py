@@ -6,13 +6,14 @@ A pass that runs out of memory is cut in two and tried again, down to a single r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp_toolkit.errors import EditError, RunError
+from interp_toolkit.model.base_runs import BaseGroup, base_groups
 from interp_toolkit.model.cells import RowEdit, RowSwap, Work
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.packing import Pass
@@ -118,43 +119,32 @@ class Execution:
         """Run every base once, and keep what the cells will need of it."""
         if self.kept:
             return
-        works = [work for made in self.schedule.passes for work in made.jobs]
-        changed = {work.base for work in works}
-        entries = sorted({work.entry for work in works})
-        swaps = [change for work in works for change in work.changes if isinstance(change, RowSwap)]
-        sources: dict[int, set[Site]] = {}
-        for change in swaps:
-            sources.setdefault(change.swap.source, set()).add(change.site.whole)
-        streams = {Site("resid_pre", entry) for entry in entries} if self.schedule.shortcuts.resume else set()
-        groups: dict[tuple[int, bool, frozenset[Site]], list[int]] = {}
-        for number, base in enumerate(self.schedule.bases):
-            reads = frozenset(sources.get(number, ())) | (streams if number in changed else frozenset())
-            groups.setdefault((len(base), number in changed, frozenset(reads)), []).append(number)
-        for (length, is_base, reads), numbers in groups.items():
-            prefix = is_base and self.schedule.shortcuts.prefix and any(work.first for work in works)
-            rows = max(1, self.schedule.limit // length)
-            for begin in range(0, len(numbers), rows):
-                self._base_pass(numbers[begin : begin + rows], reads, prefix)
+        for group in base_groups(self.schedule):
+            self._base_pass(group)
 
-    def _base_pass(self, numbers: list[int], reads: frozenset[Site], prefix: bool) -> None:
-        ids = torch.cat([self.schedule.bases[number].tokens.ids for number in numbers])
+    def _base_pass(self, group: BaseGroup) -> None:
+        numbers, start = group.numbers, group.start
+        ids = torch.cat([self.schedule.bases[number].tokens.ids[:, start:] for number in numbers])
         changes = self._changes([(row, change) for row, n in enumerate(numbers) for change in self.schedule.own[n]])
-        cache = keeping_cache(self.wiring.layout.num_layers) if prefix else None
-        columns = [self.task.readout[number] for number in numbers]
+        keeping = keeping_cache(self.wiring.layout.num_layers) if group.keep else None
+        behind = [(self.kept[partner], self.kept[partner].row[partner]) for partner in group.partners]
+        cache = self._prefix(behind, start) if start else keeping
+        columns = [[column - start for column in self.task.readout[number]] for number in numbers]
         try:
-            outputs, readings = self._pass(ids, {}, changes, reads, columns, cache=cache)
+            outputs, readings = self._pass(ids, {}, changes, group.reads, columns, cache=cache)
         except RuntimeError as error:
             if not _out_of_memory(error) or len(numbers) == 1:
                 raise
             middle = len(numbers) // 2
-            for half in (numbers[:middle], numbers[middle:]):
-                self._base_pass(half, reads, prefix)
+            for half in (slice(None, middle), slice(middle, None)):
+                self._base_pass(replace(group, numbers=numbers[half], partners=group.partners[half]))
             return
         kept = Kept(
             row={number: row for row, number in enumerate(numbers)},
             readings=readings,
             outputs=outputs,
-            caches=None if cache is None else kept_in(cache),
+            begin=start,
+            caches=None if keeping is None else kept_in(keeping),
         )
         self.kept |= dict.fromkeys(numbers, kept)
 

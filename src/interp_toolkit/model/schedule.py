@@ -180,7 +180,7 @@ class Schedule:
         self.wiring, self.task, self.shortcuts = wiring, task, shortcuts
         self.bases, self.cells = task.bases, task.cells
         reducer = Reducer(wiring, task.bases, task.readout, task.reads, resume=shortcuts.resume)
-        self.own = reducer.own
+        self.reducer, self.own = reducer, reducer.own
         found = [reducer.work(number, cell) for number, cell in enumerate(task.cells)]
         self.known = tuple(n for n, work in enumerate(found) if work is None)
         if self.known and task.reads:
