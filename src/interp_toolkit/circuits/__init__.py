@@ -6,6 +6,7 @@ from interp_toolkit.circuits.pairs import Pair, prepare_pair
 from interp_toolkit.circuits.patching import activation_patch, patch_sweep
 from interp_toolkit.circuits.results import PatchResult
 from interp_toolkit.circuits.sweeps import Agreement, Sweep, prepare_sweep
+from interp_toolkit.circuits.tracing import Trace, causal_trace, prepare_trace
 
 __all__ = [
     "METRICS",
@@ -15,9 +16,12 @@ __all__ = [
     "Pair",
     "PatchResult",
     "Sweep",
+    "Trace",
     "activation_patch",
+    "causal_trace",
     "metric_of",
     "patch_sweep",
     "prepare_pair",
     "prepare_sweep",
+    "prepare_trace",
 ]

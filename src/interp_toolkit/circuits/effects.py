@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp_toolkit.circuits.results import Direction
-from interp_toolkit.circuits.statistics import Estimate, bootstrap_mean, bootstrap_ratio
+from interp_toolkit.circuits.statistics import Estimate, bootstrap_ratio
 from interp_toolkit.errors import FileFormatError, RunError
 from interp_toolkit.provenance import Provenance
 
@@ -98,17 +98,20 @@ class Effects:
 
     @property
     def effect(self) -> Float[Tensor, "*cells"]:
-        """The mean change over prompts as a share of the mean of clean − corrupt.
+        """The mean change as a share of the mean of clean − corrupt, over the prompts that have a value.
 
         1 restores the clean answer, −1 destroys it, 0 does nothing. NaN where the prompts do not differ in the metric.
         """
-        scale = self.gap.mean() if self.normalizable else torch.tensor(math.nan)
-        return self.change.mean(0) / scale
+        if not self.normalizable:
+            return torch.full_like(self.mean, math.nan)
+        change = self.change
+        gap = self.gap.view(-1, *[1] * len(self.axes)) * ~change.isnan()
+        return change.nansum(0) / gap.sum(0)
 
     @property
     def mean(self) -> Float[Tensor, "*cells"]:
-        """The mean change over prompts, in the metric's own unit."""
-        return self.change.mean(0)
+        """The mean change over the prompts that have a value, in the metric's own unit."""
+        return self.change.nanmean(0)
 
     def estimate(
         self, *, normalized: bool | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
@@ -122,9 +125,20 @@ class Effects:
             draws: bootstrap samples.
             seed: of the samples.
         """
-        if self._share(normalized):
-            return bootstrap_ratio(self.change, self.gap, level=level, draws=draws, seed=seed)
-        return bootstrap_mean(self.change, level=level, draws=draws, seed=seed)
+        below = self.gap if self._share(normalized) else torch.ones_like(self.gap)
+        change = self.change.flatten(1)
+        known = ~change.isnan()
+        found = bootstrap_ratio(change, below, level=level, draws=draws, seed=seed)
+        parts = {name: getattr(found, name).clone() for name in ("mean", "standard_error", "low", "high")}
+        # Where some prompts have no value, the others are what there is.
+        for pattern in known.T.unique(dim=0):
+            if pattern.any() and not pattern.all():
+                cells = (known == pattern[:, None]).all(0)
+                part = bootstrap_ratio(change[pattern][:, cells], below[pattern], level=level, draws=draws, seed=seed)
+                for name, whole in parts.items():
+                    whole[cells] = getattr(part, name)
+        shaped = {name: whole.view(self.values.shape[1:]) for name, whole in parts.items()}
+        return Estimate(**shaped, n=found.n, level=level)
 
     def strongest(self, number: int = 10) -> list[tuple[tuple[str, ...], float]]:
         """The cells with the largest mean effects in either direction, with their labels."""

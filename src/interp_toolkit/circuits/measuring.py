@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,11 @@ from interp_toolkit.circuits.dataset import Pairs
 from interp_toolkit.circuits.metrics import Metric, Question
 from interp_toolkit.model.cells import Base, Cell
 from interp_toolkit.model.layout import Layout
+from interp_toolkit.model.machine import free_memory
 from interp_toolkit.model.plan import Plan, make_plan
 from interp_toolkit.model.schedule import Cost
 from interp_toolkit.model.verify import verified
+from interp_toolkit.model.wiring import Wiring
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +42,36 @@ class Measured:
         cells = torch.full((number,), torch.nan, dtype=self.cells.dtype)
         cells[list(places)] = self.cells
         return replace(self, cells=cells)
+
+
+def chunks(
+    wiring: Wiring, lengths: Sequence[int], runs: Sequence[int], component: str, memory: int | None
+) -> list[list[int]]:
+    """Prompts that are worked on together, so that what is kept of their runs takes a quarter of the memory at most.
+
+    Args:
+        wiring: the model.
+        lengths: tokens of each prompt.
+        runs: how many base runs each has.
+        component: what is read in them.
+        memory: bytes that may be taken; half of what is free if it is not given.
+    """
+    layout, shapes = wiring.layout, wiring.shapes
+    first = next(wiring.base.parameters())
+    allowed = (free_memory(first.device) // 2 if memory is None else memory) // 4
+    found: list[list[int]] = [[]]
+    kept = 0
+    for number, (length, several) in enumerate(zip(lengths, runs, strict=True)):
+        squares = component in ("scores", "pattern")
+        width = layout.num_heads * length if squares else math.prod(shapes.get(component, (1, 1, layout.d_model))[2:])
+        stream = length * layout.num_layers * (3 * layout.d_model + width) * first.element_size()
+        cost = several * (stream + 4 * shapes["logits"][-1])
+        if found[-1] and kept + cost > allowed:
+            found.append([])
+            kept = 0
+        found[-1].append(number)
+        kept += cost
+    return found
 
 
 def plan_pairs(
@@ -102,4 +135,4 @@ def question_of(pairs: Pairs, number: int, clean: Tensor, corrupt: Tensor) -> Qu
     )
 
 
-__all__ = ["Measured", "measure", "plan_pairs", "question_of"]
+__all__ = ["Measured", "chunks", "measure", "plan_pairs", "question_of"]

@@ -86,7 +86,7 @@ def bootstrap_ratio(
 
     Where the mean of the denominators is zero, everything is NaN. Where it is so unsure that more draws than the
     interval leaves out at one end have a mean of zero or of the other sign, the ratio has no bounded interval (Fieller
-    1954): standard error and interval are NaN.
+    1954): standard error and interval are NaN. A single draw with a mean of zero leaves the standard error NaN.
 
     Args:
         numerators: one number for each prompt and cell. A cell with NaN gives NaN.
@@ -155,7 +155,7 @@ def _spread(
     # The ratio of a draw is r + Σ w·(a − r·b) / Σ w·b. What is summed has mean zero, so nothing is lost by cancellation
     # where values are large and differ little.
     above = (cells - ratio * below[:, None]).T @ weights.T
-    drawn = torch.where(under == 0, math.inf, above / under)
+    drawn = above / under
     low, high = _quantile(drawn, tail), -_quantile(-drawn, tail)
     bounded = (under * below.mean() <= 0).sum() <= tail * len(under)
     return torch.where(bounded, torch.stack([drawn.std(-1), ratio + low, ratio + high]), math.nan)

@@ -17,13 +17,12 @@ from interp_toolkit.circuits.dataset import Answers, Pairs, prepare_pairs
 from interp_toolkit.circuits.effects import Effects
 from interp_toolkit.circuits.gradients import estimate
 from interp_toolkit.circuits.grid import Grid, Where, available, make_grid
-from interp_toolkit.circuits.measuring import Measured, measure, plan_pairs
+from interp_toolkit.circuits.measuring import Measured, chunks, measure, plan_pairs
 from interp_toolkit.circuits.metrics import Metric, MetricLike, metric_of
 from interp_toolkit.circuits.results import Direction
 from interp_toolkit.errors import InterpWarning, RunError
 from interp_toolkit.model.cells import Cell, Swap
 from interp_toolkit.model.layout import Layout
-from interp_toolkit.model.machine import free_memory
 from interp_toolkit.model.schedule import Cost
 from interp_toolkit.model.tokens import Inputs
 from interp_toolkit.model.verify import verified
@@ -106,23 +105,8 @@ class Sweep:
         return {"memory": self.memory, "layout": self.wiring.layout}
 
     def _chunks(self) -> list[list[int]]:
-        """Pairs that are worked on together, so that what is kept of their runs fits into memory."""
-        layout = self.wiring.layout
-        allowed = (free_memory(torch.device("cpu")) // 2 if self.memory is None else self.memory) // 4
-        size = next(self.wiring.base.parameters()).element_size()
-        shape = self.wiring.shapes.get(self.grid.component, (1, 1, layout.d_model))
-        found: list[list[int]] = [[]]
-        kept = 0
-        for number, length in enumerate(self.pairs.lengths):
-            squares = self.grid.component in ("scores", "pattern")
-            width = layout.num_heads * length if squares else functools.reduce(operator.mul, shape[2:], 1)
-            cost = 2 * length * layout.num_layers * (3 * layout.d_model + width) * size
-            if found[-1] and kept + cost > allowed:
-                found.append([])
-                kept = 0
-            found[-1].append(number)
-            kept += cost
-        return found
+        """Pairs that are worked on together."""
+        return chunks(self.wiring, self.pairs.lengths, [2] * len(self.pairs), self.grid.component, self.memory)
 
     def _cells(self, numbers: Sequence[int], chosen: Sequence[int] | None = None) -> tuple[list[Cell], list[int]]:
         """The cells over some pairs, and where each goes in the flattened values of those pairs."""

@@ -38,7 +38,7 @@ class BaseGroup:
 class _Need:
     """What is needed of one base run.
 
-    `cells` says whether cells enter from it, `start` from where it differs from the run that it is swapped into, `partner`.
+    `cells` says whether cells enter from it, `start` from which column it differs from the run it is swapped into.
     """
 
     length: int

@@ -1,4 +1,4 @@
-"""Pairs as words, before a tokenizer has seen them: templates, what is filled in, and in which order pairs are tried."""
+"""Pairs as words, before a tokenizer has seen them: what is filled in where, and in which order pairs are tried."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ def country_capital(
 ) -> Task:
     """The capital of a country.
 
-    "The capital of France is" → " Paris", and not " Rome", the capital of the country in the corrupt prompt. Only capitals
-    that are one token are used; in a small vocabulary these are a few dozen, so one clean prompt comes with several
-    corrupt ones. Labels of positions: `country`, `end`.
+    "The capital of France is" → " Paris", and not " Rome", the capital of the country in the corrupt prompt. Only
+    capitals that are one token are used; in a small vocabulary these are a few dozen, so one clean prompt comes with
+    several corrupt ones. Labels of positions: `country`, `end`.
 
     Args:
         tokenizer: for which pairs are made.
@@ -43,8 +43,8 @@ def country_capital(
     Example:
         >>> from interp_toolkit import load_model
         >>> pair = country_capital(load_model("demo")[1], n=1).pairs[0]
-        >>> pair.clean_ids[:3] == pair.corrupt_ids[:3], len(pair.positions["country"])
-        (True, 1)
+        >>> pair.clean.split()[-1], pair.entities["country"] == pair.corrupt_entities["country"]
+        ('is', False)
     """
     ask = Request(
         name="country_capital",

@@ -25,8 +25,8 @@ def subject_verb_agreement(
 ) -> Task:
     """The number of a verb, with another noun between it and its subject (after Linzen et al. 2016, arXiv 1611.01368).
 
-    "The keys near the table" → " are", not " is". Clean subjects are singular or plural, and so are the nouns in between,
-    independently of each other. Labels of positions: `subject`, `other`, `end`.
+    "The keys near the table" → " are", not " is". Clean subjects are singular or plural, and so are the nouns in
+    between, independently of each other. Labels of positions: `subject`, `other`, `end`.
 
     Args:
         tokenizer: for which pairs are made.

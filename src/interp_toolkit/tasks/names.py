@@ -26,8 +26,8 @@ def ioi(
     """Indirect object identification: who is given something (Wang et al. 2022, arXiv 2211.00593).
 
     "When Mary and John went to the store, John gave a drink to" → " Mary", not " John". Labels of positions: `IO` and
-    `S1` where the two names come first, `S1+1` behind the latter, `S2` where the subject comes again, `place`, `object`,
-    `end`.
+    `S1` where the two names come first, `S1+1` behind the latter, `S2` where the subject comes again, `place`,
+    `object`, `end`.
 
     Args:
         tokenizer: for which pairs are made.
@@ -44,10 +44,10 @@ def ioi(
     Example:
         >>> from interp_toolkit import load_model
         >>> print(ioi(load_model("demo")[1], n=2).summary())
-        ioi, train split, seed 0: 2 pairs of 14 tokens each from ...
-        clean:   '... gave a ... to'
-        corrupt: '... gave a ... to'
-        answer:  ' ...' rather than ' ...'
+        ioi, train split, seed 0: 2 pairs of 14 tokens each from 2 templates, corruption 'swap'.
+        clean:   'After Jessica and Isabella met at the village, Isabella handed a cup to'
+        corrupt: 'After Jessica and Isabella met at the village, Jessica handed a cup to'
+        answer:  ' Jessica' rather than ' Isabella'
     """
     ask = Request(
         name="ioi", tokenizer=tokenizer, n=n, seed=seed, split=split, corruption=corruption, same_length=same_length
@@ -93,8 +93,8 @@ def gendered_pronoun(
 ) -> Task:
     """The pronoun that goes with a first name (after Mathwin et al. 2023).
 
-    "Mary went to the store because" → " she", not " he". Names are those that are mostly given to girls or to boys. Labels
-    of positions: `name`, `place` or `object`, `end`.
+    "When Mary left the store," → " she", not " he". Names are those that are mostly given to girls or to boys.
+    Labels of positions: `name`, `place` or `object`, `end`.
 
     Args:
         tokenizer: for which pairs are made.

@@ -22,20 +22,19 @@ def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def continuation(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens with which an answer continues a prompt; none when it changes the tokens of the prompt itself."""
-    before, whole = plain_ids(prompt, tokenizer), plain_ids(prompt + answer, tokenizer)
-    return whole[len(before) :] if whole[: len(before)] == before else []
+def continuations(prompt: str, answers: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens with which each answer continues a prompt; none when it changes the tokens of the prompt itself."""
+    before = plain_ids(prompt, tokenizer)
+    found = (plain_ids(prompt + answer, tokenizer) for answer in answers)
+    return [whole[len(before) :] if whole[: len(before)] == before else [] for whole in found]
 
 
 def one_token_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The words that are one known token behind another word."""
-    found = []
-    for text in texts:
-        ids = continuation("the", f" {text}", tokenizer)
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            found.append(text)
-    return found
+    listed = list(texts)
+    found = continuations("the", (f" {text}" for text in listed), tokenizer)
+    unknown = tokenizer.unk_token_id
+    return [text for text, ids in zip(listed, found, strict=True) if len(ids) == 1 and ids[0] != unknown]
 
 
 def pair_of(draft: Draft, tokenizer: PreTrainedTokenizerBase) -> TaskPair:
@@ -47,14 +46,19 @@ def pair_of(draft: Draft, tokenizer: PreTrainedTokenizerBase) -> TaskPair:
     filled = fill(draft.template, draft.clean), fill(draft.template, draft.corrupt)
     tokens = encode([side.text for side in filled], tokenizer=tokenizer)
     clean, corrupt = tokens.row(0), tokens.row(1)
-    for side, ids in zip(filled, (clean, corrupt), strict=True):
-        _check_end(side.text, ids, tokenizer)
+    spoken = [answer for answer in (*draft.targets, *draft.foils) if isinstance(answer, str)]
+    before = plain_ids(filled[0].text, tokenizer)
+    _check_end(before, clean, tokenizer)
+    _check_end(plain_ids(filled[1].text, tokenizer), corrupt, tokenizer)
     if len(clean) != len(corrupt):
         raise AlignmentError("the clean and the corrupt prompt have different numbers of tokens")
     changed = tuple(n for n, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     places = {} if tokens.offsets is None else _places(draft, filled, tokens, changed)
-    targets = _answers(filled[0].text, draft.targets, tokenizer)
-    foils = _answers(filled[0].text, draft.foils, tokenizer)
+    tokens_of = {answer: _answer(before, plain_ids(filled[0].text + answer, tokenizer), tokenizer) for answer in spoken}
+    targets, foils = (
+        [answer if isinstance(answer, int) else tokens_of[answer] for answer in answers]
+        for answers in (draft.targets, draft.foils)
+    )
     return finished_pair(
         texts=(filled[0].text, filled[1].text),
         ids=(clean, corrupt),
@@ -131,21 +135,21 @@ def from_pairs(
 
     Example:
         >>> from interp_toolkit import load_model, tasks
-        >>> task = tasks.from_pairs(load_model("demo")[1], ["The Eiffel Tower is in", "The Louvre is in"],
-        ...                         ["The Colosseum is in", "The Prado is in"], [("Paris", "Rome"), ("Paris", "Madrid")])
-        Traceback (most recent call last):
-        interp_toolkit.errors.AlignmentError: pair 0: the clean prompt has 7 tokens and the corrupt one 6; ...
+        >>> task = tasks.from_pairs(load_model("demo")[1], ["Rome is in", "Oslo is in"], ["Paris is in", "Lima is in"],
+        ...                         [("Italy", "France"), ("Norway", "Peru")])
+        >>> task.foils == [(task.foils[0][0],), (task.foils[1][0],)], task.pairs[1].foil_strings
+        (True, (' Peru',))
     """
     kinds = templates if templates is not None else [name] * len(clean)
     if not len(clean) == len(corrupt) == len(answers) == len(kinds):
         raise AlignmentError(
-            f"every pair has a clean prompt, a corrupt one, answers and perhaps a template, but there are {len(clean)}, "
-            f"{len(corrupt)}, {len(answers)} and {len(kinds)} of them"
+            f"every pair has a clean prompt, a corrupt one, answers and perhaps a template, but there are "
+            f"{len(clean)}, {len(corrupt)}, {len(answers)} and {len(kinds)} of them"
         )
     pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], TaskPair] = {}
-    for number, (one, other, answer, kind) in enumerate(zip(clean, corrupt, answers, kinds, strict=True)):
+    for number, kind in enumerate(kinds):
         try:
-            pair = _own_pair(tokenizer, one, other, answer, kind)
+            pair = _own_pair(tokenizer, clean[number], corrupt[number], answers[number], kind)
         except TokenError as error:
             raise type(error)(f"pair {number}: {error}") from error
         if pairs.setdefault((pair.clean_ids, pair.corrupt_ids), pair) is not pair:
@@ -190,22 +194,18 @@ def _several(answer: Answer) -> Sequence[str | int]:
     return [answer] if isinstance(answer, str | int) else answer
 
 
-def _check_end(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    plain = plain_ids(text, tokenizer)
+def _check_end(plain: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.unk_token_id in plain:
         raise TokenError("the tokenizer does not know a word of the prompt")
     if ids[-len(plain) :] != plain:
         raise TokenError("the tokenizer adds something behind the prompt, so that an answer cannot follow")
 
 
-def _answers(prompt: str, answers: Sequence[str | int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    found = []
-    for answer in answers:
-        ids = [answer] if isinstance(answer, int) else continuation(prompt, answer, tokenizer)
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise TokenError("an answer is not one token behind the prompt")
-        found.append(ids[0])
-    return found
+def _answer(before: list[int], whole: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The one token that is added to a prompt."""
+    if whole[:-1] != before or whole[-1] == tokenizer.unk_token_id:
+        raise TokenError("an answer is not one token behind the prompt")
+    return whole[-1]
 
 
 def _places(
@@ -217,7 +217,9 @@ def _places(
         for row, side in enumerate(filled)
         if tokens.offsets is not None
     ]
-    differ = {place for slot in draft.clean if draft.clean[slot] != draft.corrupt[slot] for place in both[0].get(slot, ())}
+    differ = {
+        place for slot in draft.clean if draft.clean[slot] != draft.corrupt[slot] for place in both[0].get(slot, ())
+    }
     if both[0] != both[1] or not set(changed) <= differ:
         raise AlignmentError("the clean and the corrupt prompt do not line up token for token")
     behind = {label: (both[0][slot][-1] + 1,) for label, slot in draft.behind.items()}
@@ -228,4 +230,4 @@ def _covering(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> tupl
     return tuple(n for n, (a, b) in enumerate(offsets) if a < span[1] and b > span[0] and b > a)
 
 
-__all__ = ["Answer", "continuation", "finished_pair", "from_pairs", "one_token_words", "pair_of", "plain_ids"]
+__all__ = ["Answer", "continuations", "finished_pair", "from_pairs", "one_token_words", "pair_of", "plain_ids"]

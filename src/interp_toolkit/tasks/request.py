@@ -23,8 +23,11 @@ Corruption = Literal["swap", "random"]
 
 T = TypeVar("T")
 
-_LOOK = 200  # pairs after which the most frequent length is settled, whatever n is, so that more pairs only add to fewer
-_HOPELESS = 1000  # drafts without a single pair
+_LOOK = 50
+"""After so many pairs the most frequent length is settled, whatever n is: a larger n only adds to a smaller one."""
+
+_HOPELESS = 200
+"""After so many drafts without a single pair there will be none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +99,12 @@ class Request:
             shown = ", ".join(repr(" " + key(word)) for word in words[:3])
             raise TokenError(
                 f"{self.name} needs at least {least} {what} that are one token each, but with this tokenizer "
-                f"{len(found)} of {len(words)} in the {self.split} split are ({shown}, ...): use from_pairs with prompts "
-                "and answers of your own"
+                f"{len(found)} of {len(words)} in the {self.split} split are ({shown}, ...): use from_pairs with "
+                "prompts and answers of your own"
             )
         return found
 
-    def task(self, drafts: Iterable[Draft], *, metric: MetricName = "logit_diff") -> Task:
+    def task(self, drafts: Iterable[Draft | TaskPair], *, metric: MetricName = "logit_diff") -> Task:
         """The task, when enough of the drafts make a pair.
 
         Raises:
@@ -117,7 +120,7 @@ class Request:
             pairs=self._pairs(drafts),
         )
 
-    def _pairs(self, drafts: Iterable[Draft]) -> tuple[TaskPair, ...]:
+    def _pairs(self, drafts: Iterable[Draft | TaskPair]) -> tuple[TaskPair, ...]:
         found: dict[tuple[tuple[int, ...], tuple[int, ...]], TaskPair] = {}
         refused: Counter[str] = Counter()
         lengths: Counter[int] = Counter()
@@ -125,7 +128,7 @@ class Request:
         tried = 0
         for tried, draft in enumerate(islice(drafts, TRIES), start=1):
             try:
-                pair = pair_of(draft, self.tokenizer)
+                pair = draft if isinstance(draft, TaskPair) else pair_of(draft, self.tokenizer)
             except TokenError as error:
                 refused[str(error)] += 1
                 if not found and tried >= _HOPELESS:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp_toolkit.tasks.baseline import Baseline
 
 MetricName = Literal["logit_diff", "prob_diff"]
-"""`"logit_diff"`: mean logit of the targets minus that of the foils; `"prob_diff"`: the same of summed probabilities."""
+"""`"logit_diff"`: mean logit of the targets minus that of the foils; `"prob_diff"`: so with summed probabilities."""
 
 _FORMAT = "interp_toolkit.task/1"
 
@@ -110,7 +110,7 @@ class Task:
 
     @property
     def clean(self) -> list[str] | list[list[int]]:
-        """The clean prompts, as every function that runs a model takes them: texts, or token ids where text won't do."""
+        """The clean prompts, as functions that run a model take them: texts, or token ids where text won't do."""
         texts = [pair.clean for pair in self.pairs if pair.clean is not None]
         return texts if self._as_text else [list(pair.clean_ids) for pair in self.pairs]
 
@@ -204,7 +204,7 @@ class Task:
     def filtered(self, model: nn.Module, *, batch_size: int = 32, layout: Layout | None = None) -> Task:
         """Only the pairs whose clean prompt the model gets right: it prefers the target to the foil.
 
-        What is then found holds for prompts like these, not for the behaviour at large: `dropped` says how many are gone.
+        What is then found holds for prompts like these, not for the behaviour at large: `dropped` counts the others.
 
         Args:
             model: the model.
@@ -224,10 +224,11 @@ class Task:
         lengths = self.lengths
         tokens = f"{lengths[0]} tokens each" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
         dropped = f"; {self.dropped} were dropped because the model got them wrong" if self.dropped else ""
+        made = "" if self.split == "all" else f", {self.split} split, seed {self.seed}"
         first, several = self.pairs[0], len(self.templates) > 1
         return (
-            f"{self.name}, {self.split} split, seed {self.seed}: {len(self)} pairs of {tokens} from "
-            f"{len(self.templates)} template{'s' if several else ''}, corruption {self.corruption!r}{dropped}.\n"
+            f"{self.name}{made}: {len(self)} pairs of {tokens} from {len(self.templates)} "
+            f"template{'s' if several else ''}, corruption {self.corruption!r}{dropped}.\n"
             f"clean:   {first.clean if first.clean is not None else list(first.clean_ids)!r}\n"
             f"corrupt: {first.corrupt if first.corrupt is not None else list(first.corrupt_ids)!r}\n"
             f"answer:  {_some(first.target_strings)} rather than {_some(first.foil_strings)}"
@@ -269,6 +270,8 @@ class Task:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise FileFormatError(f"{path} cannot be read as a saved task: {error}") from error
+        if not isinstance(facts, dict):
+            raise FileFormatError(f"{path} is not a saved task")
         return cls.from_dict(facts)
 
 
@@ -278,8 +281,8 @@ def _some(strings: Sequence[str]) -> str:
 
 
 def _pair(facts: Mapping[str, Any]) -> TaskPair:
-    plain = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in facts.items() if k != "positions"}
-    return TaskPair(**plain, positions={label: tuple(places) for label, places in facts["positions"].items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    return TaskPair(**{**plain, "positions": {label: tuple(places) for label, places in plain["positions"].items()}})
 
 
 __all__ = ["MetricName", "Task", "TaskPair"]
