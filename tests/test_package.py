@@ -32,12 +32,12 @@ HASATTR = 3
 # Who stands above whom: nothing imports from a higher layer, nor from another package of its own layer.
 LAYERS = [
     {"errors"},
+    {"visualization"},
     {"model"},
     {"provenance"},
     {"activations"},
     {"tasks"},
     {"circuits", "probes", "steering", "lenses"},
-    {"visualization"},
     {"report", "showcase"},
     {"cli"},
 ]

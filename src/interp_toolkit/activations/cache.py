@@ -15,10 +15,10 @@ from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PositionsLike, positions
 from interp_toolkit.model.run import columns_of, editing, expand
-from interp_toolkit.model.session import Wish
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
+from interp_toolkit.model.wish import Wish
 from interp_toolkit.provenance import provenance_of
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from interp_toolkit.model.forward import execute
 from interp_toolkit.model.packing import Pass
 from interp_toolkit.model.prefix import KeysValues, keeping_cache, kept_in, prefix_cache
 from interp_toolkit.model.schedule import Answer, Schedule
-from interp_toolkit.model.session import Change, Key, Wish, logits_of
+from interp_toolkit.model.session import logits_of
 from interp_toolkit.model.shortcuts import rows_of_unembedding
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.wish import Change, Key, Wish
 
 _NORMED: Key = ("final_norm", None)
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from interp_toolkit.errors import InterpWarning, RunError, TokenError
-from interp_toolkit.model.session import Session, StopForward, Wish
+from interp_toolkit.model.session import Session
 from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.model.wish import StopForward, Wish
 
 
 def execute(wiring: Wiring, tokens: Tokens, wish: Wish, *, cache: Any = None) -> tuple[Session, Any]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from interp_toolkit.errors import InterpError, UnsupportedModelError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.forward import execute
-from interp_toolkit.model.session import Wish, logits_of
+from interp_toolkit.model.session import logits_of
 from interp_toolkit.model.sites import COMPONENTS, Site
 from interp_toolkit.model.tokens import Tokens, encode
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.model.wish import Wish
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 BATCH, LENGTH = 2, 7

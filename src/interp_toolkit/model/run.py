@@ -20,11 +20,12 @@ from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import Everywhere, Positions, PositionsLike, positions
-from interp_toolkit.model.session import Key, Session, Wish, logits_of
+from interp_toolkit.model.session import Session, logits_of
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.model.wish import Key, Wish
 
 SitesLike = str | Site | Sequence[str | Site]
 """One site or several; a component without a layer (`"resid_post"`) means every layer."""

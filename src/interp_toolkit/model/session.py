@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,59 +22,13 @@ from interp_toolkit.model.attention_own import watch_own
 from interp_toolkit.model.edits import Edit, apply_edit
 from interp_toolkit.model.heads import head_outputs
 from interp_toolkit.model.hooks import forward_replaced, see_input, see_output, tensor_name
-from interp_toolkit.model.positions import Positions
-from interp_toolkit.model.sites import Site
-from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.window import Window, next_window
 from interp_toolkit.model.wiring import Wiring
-
-Key = tuple[str, int | None]
-Change = Callable[[Tensor, slice], Tensor]
-"""Makes the new activation of a site from the old one and the columns of the sequence that it holds."""
+from interp_toolkit.model.wish import Key, StopForward, Wish
 
 _MASKED = -5e3
 """Attention scores at or below this are masked: models use the least number of their precision, or minus infinity."""
 _NOTHING = float("-inf")
-
-
-class StopForward(BaseException):
-    """Ends a forward pass whose deepest reading is done. No `except Exception` of a model may catch it."""
-
-
-@dataclass(kw_only=True)
-class Wish:
-    """What a session is to do: see `run`.
-
-    Attributes:
-        reads: sites to read.
-        edits: what changes, by positions and rows of the prompts.
-        keep: positions of the readings to keep.
-        device: where to keep them.
-        dtype: in what precision.
-        grad: whether to keep the graph.
-        stop: whether the pass may end behind the deepest reading.
-        enter: rows of the residual stream that enter in front of a layer. The first replace what is there, and the
-            blocks before do not run; later ones join the batch behind the rows that are there already.
-        changes: what a packed pass changes, by rows of the batch as it is at that site.
-        logits_at: columns whose logits are wanted, one line for each row or one for all.
-        defer: whether to keep the means to compute patterns later.
-        tokens: the prompts.
-        open_ended: whether more tokens may follow.
-    """
-
-    reads: frozenset[Site]
-    edits: tuple[Edit, ...] = ()
-    keep: Positions | None = None
-    device: torch.device | None = None
-    dtype: torch.dtype | None = None
-    grad: bool = False
-    stop: bool = False
-    enter: Mapping[int, Tensor] = field(default_factory=dict)
-    changes: Mapping[Key, Change] = field(default_factory=dict)
-    logits_at: Tensor | None = None
-    defer: bool = False
-    tokens: Tokens | None = None
-    open_ended: bool = False
 
 
 class Session:
@@ -464,4 +417,4 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-__all__ = ["Change", "Key", "Session", "StopForward", "Wish", "logits_of"]
+__all__ = ["Session", "logits_of"]
