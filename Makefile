@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench check clean demo docs format generated help test
+.PHONY: bench bench-peers check clean demo docs format generated help test
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/demo.html
@@ -23,6 +23,9 @@ test: .venv/dev.stamp ## Run all tests
 
 bench: .venv/dev.stamp ## Measure speed and memory
 	$(BIN)/python benchmarks/readings.py
+
+bench-peers: .venv-peers/peers.stamp ## Time sweeps against TransformerLens and nnsight; PEERS=--help shows the choices
+	TQDM_DISABLE=1 .venv-peers/bin/python benchmarks/peers.py $(PEERS)
 
 check: .venv/dev.stamp ## Check format, lint, types and documentation; every warning is an error
 	$(BIN)/ruff format --check .
@@ -41,11 +44,11 @@ docs: .venv/dev.stamp ## Show the documentation at http://127.0.0.1:8000 while y
 	$(BIN)/mkdocs serve
 
 clean: ## Remove everything that make wrote, .venv included
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build demo-output dist site
+	rm -rf .venv .venv-peers .hypothesis .mypy_cache .pytest_cache .ruff_cache build demo-output dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
@@ -60,3 +63,10 @@ help: ## Show this
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/python.stamp
 	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@ .venv/demo.stamp
+
+# Beside us are libraries that the project itself does not need
+.venv-peers/peers.stamp: pyproject.toml constraints.txt benchmarks/peers-constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --no-compile --constraint benchmarks/peers-constraints.txt \
+		--editable '.[demo]' 'nnsight==0.8.*' 'transformer_lens==4.3.*'
+	touch $@

@@ -8,11 +8,14 @@ blocks twice would cost more than the tokens that are saved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from interp_toolkit.model.cells import RowSwap, Work
 from interp_toolkit.model.schedule import OVERHEAD, Schedule
 from interp_toolkit.model.sites import Site
+from interp_toolkit.model.wish import Key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,33 @@ class BaseGroup:
     keep: bool
     start: int = 0
     partners: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysValues:
+    """What one layer's attention has cached, `[base, kv_head, pos, d_head]` each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """What is known of base runs of one length: one row each.
+
+    Attributes:
+        row: for each base run its row here.
+        readings: by site, `[row, pos, ...]`.
+        outputs: at the readout columns: normed residual streams or logits, `[row, readout, ...]`.
+        begin: the first column that the readings hold.
+        caches: for each layer keys and values, or None where they are not needed.
+    """
+
+    row: dict[int, int]
+    readings: dict[Key, Tensor] = field(default_factory=dict)
+    outputs: Tensor | None = None
+    begin: int = 0
+    caches: list[KeysValues] | None = None
 
 
 @dataclass(kw_only=True)
@@ -108,4 +138,4 @@ def _swaps(works: Sequence[Work]) -> Iterator[tuple[Work, RowSwap]]:
                 yield work, change
 
 
-__all__ = ["BaseGroup", "base_groups"]
+__all__ = ["BaseGroup", "Kept", "KeysValues", "base_groups"]

@@ -6,18 +6,17 @@ A pass that runs out of memory is cut in two and tried again, down to a single r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp_toolkit.errors import EditError, RunError
-from interp_toolkit.model.base_runs import BaseGroup, base_groups
+from interp_toolkit.model.base_runs import BaseGroup, Kept, KeysValues, base_groups
 from interp_toolkit.model.cells import RowEdit, RowSwap, Work
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.packing import Pass
-from interp_toolkit.model.prefix import KeysValues, keeping_cache, kept_in, prefix_cache
 from interp_toolkit.model.schedule import Answer, Schedule
 from interp_toolkit.model.session import logits_of
 from interp_toolkit.model.shortcuts import rows_of_unembedding
@@ -26,25 +25,6 @@ from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wish import Change, Key, Wish
 
 _NORMED: Key = ("final_norm", None)
-
-
-@dataclass(kw_only=True)
-class Kept:
-    """What is known of base runs of one length: one row each.
-
-    Attributes:
-        row: for each base run its row here.
-        readings: by site, `[row, pos, ...]`.
-        outputs: at the readout columns: normed residual streams or logits, `[row, readout, ...]`.
-        begin: the first column that the readings hold.
-        caches: for each layer keys and values, or None where they are not needed.
-    """
-
-    row: dict[int, int]
-    readings: dict[Key, Tensor] = field(default_factory=dict)
-    outputs: Tensor | None = None
-    begin: int = 0
-    caches: list[KeysValues] | None = None
 
 
 class RowChanges:
@@ -124,6 +104,8 @@ class Execution:
             self._base_pass(group)
 
     def _base_pass(self, group: BaseGroup) -> None:
+        from interp_toolkit.model.prefix import keeping_cache, kept_in
+
         numbers, start = group.numbers, group.start
         ids = torch.cat([self.schedule.bases[number].tokens.ids[:, start:] for number in numbers])
         changes = self._changes([(row, change) for row, n in enumerate(numbers) for change in self.schedule.own[n]])
@@ -237,6 +219,8 @@ class Execution:
         raise RunError("rows that enter at different layers were packed into one pass, but this model cannot join them")
 
     def _prefix(self, kept_rows: Sequence[tuple[Kept, int]], start: int) -> object:
+        from interp_toolkit.model.prefix import prefix_cache
+
         known = []
         stores = list({id(kept): kept for kept, _ in kept_rows}.values())
         offsets, total = {}, 0
@@ -311,4 +295,4 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-__all__ = ["Execution", "Kept", "RowChanges"]
+__all__ = ["Execution", "RowChanges"]

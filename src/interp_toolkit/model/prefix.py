@@ -8,20 +8,13 @@ to the model's own code, which only asks how long the prefix is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-
-@dataclass(frozen=True, kw_only=True)
-class KeysValues:
-    """What one layer's attention has cached, `[base, kv_head, pos, d_head]` each."""
-
-    keys: Tensor
-    values: Tensor
+from interp_toolkit.model.base_runs import KeysValues
 
 
 class _Keeping(DynamicLayer):
@@ -89,4 +82,4 @@ def prefix_cache(known: Sequence[KeysValues], rows: Tensor, length: int) -> Cach
     return Cache(layers=[_Prefix(layer, rows, length) for layer in known])
 
 
-__all__ = ["KeysValues", "keeping_cache", "kept_in", "prefix_cache"]
+__all__ = ["keeping_cache", "kept_in", "prefix_cache"]

@@ -1,6 +1,6 @@
 """Heat maps of effects: rows by columns, blue towards the clean answer, orange away from it.
 
-Drawn as SVG in Python, with values on hover, a light and a dark form, and a table for those who cannot see it.
+Laid out in Python, with values on hover, a light and a dark form, and a table for those who cannot see it.
 """
 
 from __future__ import annotations
@@ -8,24 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from interp_toolkit.visualization.document import Document, Table, shortened, shown, text_width
+from interp_toolkit.visualization.document import Document, Part, Table, shortened, shown, text_width
+from interp_toolkit.visualization.pictures import Box, Label, Picture
 
 _CELL_WIDTH, _CELL_HEIGHT = 26, 24
-_LABEL, _TOP, _TITLE = 8, 34, 22
+_NARROWEST, _LOWEST = 8, 8
+_WIDE, _HIGH = 1040, 960  # many columns and rows share this room, until they are as small as they can be
+_LINE = 13  # two labels need this much height
+_MARGIN, _TITLE, _HEAD, _FOOT = 8, 26, 34, 40
 _ROW_LABEL, _COLUMN_LABEL = 24, 8
-_POSITIVE, _NEGATIVE = (33, 102, 172), (199, 92, 18)
-_LIGHT, _DARK = (247, 247, 247), (38, 44, 52)
-_BRIGHT_POSITIVE, _BRIGHT_NEGATIVE = (100, 170, 235), (240, 145, 70)
-_STYLE = """
-.ink { fill: #1b1f24; font: 12px system-ui, sans-serif; } .soft { fill: #59636e; font: 11px system-ui, sans-serif; }
-.title { fill: #1b1f24; font: 600 14px system-ui, sans-serif; } text { unicode-bidi: isolate; white-space: pre; }
-.missing { stroke: #8c959f; stroke-width: 1; fill: none; } .dark { display: none; } rect { shape-rendering:
-crispEdges; } g.cell:hover rect { stroke: #1b1f24; stroke-width: 1.5; } @media (prefers-color-scheme: dark) { .light
-{ display: none; } .dark { display: inline; } .ink, .title { fill: #e6edf3; } .soft { fill: #9198a1; } g.cell:hover
-rect { stroke: #e6edf3; } }
-"""
+_SCALE_STEPS, _SCALE_STEP = 41, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +35,12 @@ class Heatmap:
         caption: what the numbers are, in a sentence.
         column_name: what the columns are, such as `"layer"`.
         limit: the number at which colours are full; the largest magnitude if it is not given.
+        notes: for each value a text that stands beside it on hover and in the table, such as its interval.
+        row_name: what the rows are, such as `"token"`.
+        marked: cells with an outline, as (row, column); the caption should say why.
 
     Raises:
-        ValueError: when labels and values do not match.
+        ValueError: when labels, notes or marks do not match the values.
     """
 
     values: Sequence[Sequence[float]]
@@ -52,24 +50,50 @@ class Heatmap:
     caption: str = ""
     column_name: str = ""
     limit: float | None = None
+    notes: Sequence[Sequence[str]] | None = None
+    row_name: str = ""
+    marked: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
-        """Check that there is something to show, and that labels and values match."""
+        """Check that there is something to show, and that labels, notes and marks match the values."""
         if not self.rows or not self.columns:
             found = f"{len(self.rows)} and {len(self.columns)}"
             raise ValueError(f"a heat map needs at least one row and one column, but has {found}")
-        widths = {len(row) for row in self.values}
-        if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
-            raise ValueError(
-                f"a heat map of {len(self.values)} rows of {sorted(widths)} values needs as many labels, not "
-                f"{len(self.rows)} and {len(self.columns)}"
-            )
+        for name, matrix in (("values", self.values), ("notes", self.notes)):
+            widths = {len(row) for row in matrix or ()}
+            if matrix is not None and (len(matrix) != len(self.rows) or widths - {len(self.columns)}):
+                raise ValueError(
+                    f"a heat map of {len(matrix)} rows of {sorted(widths)} {name} needs as many labels, not "
+                    f"{len(self.rows)} and {len(self.columns)}"
+                )
+        for row, column in self.marked:
+            if not (0 <= row < len(self.rows) and 0 <= column < len(self.columns)):
+                raise ValueError(
+                    f"cell {(row, column)} is marked, but there are {len(self.rows)} rows and {len(self.columns)} "
+                    "columns, counted from 0"
+                )
 
-    @property
+    @cached_property
     def full(self) -> float:
         """The magnitude at which colours are full."""
         known = [abs(v) for row in self.values for v in row if math.isfinite(v)]
         return self.limit or max(known, default=1.0) or 1.0
+
+    def picture(self, *, titled: bool = True) -> Picture:
+        """The heat map laid out; without its title for a page that has the same one."""
+        left, top = self._left, (_TITLE if titled else 0) + _HEAD
+        bottom = top + self._cell_height * len(self.rows)
+        scale = self._scale(left, bottom + 16)
+        title = [Label(x=_MARGIN, y=16, text=self.title, style="title")] if titled else []
+        labels = [*title, *self._names(left, top), *self._labels(left, top), *scale[0]]
+        right = max(left + self._cell_width * len(self.columns), *(label.right for label in labels))
+        return Picture(
+            title=self.title,
+            width=math.ceil(right) + _MARGIN,
+            height=bottom + _FOOT,
+            labels=labels,
+            boxes=[*self._cells(left, top), *scale[1]],
+        )
 
     def to_svg(self) -> str:
         """The picture, complete in itself.
@@ -78,116 +102,151 @@ class Heatmap:
             >>> Heatmap(values=[[0.5]], rows=["a"], columns=["b"], title="t").to_svg()[:4]
             '<svg'
         """
-        left, cell = self._left(), self._cell_width()
-        widest = max(left + cell * len(self.columns), text_width(self.title, 14.5), left + 250)
-        width, height = round(widest + 2 * _LABEL), _TOP + _TITLE + _CELL_HEIGHT * len(self.rows) + 40
-        opening = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-            f'role="img" aria-label="{shown(self.title)}"><style>{_STYLE}</style>'
-        )
-        parts = [opening, f'<text class="title" x="{_LABEL}" y="16">{shown(self.title)}</text>']
-        if self.column_name:
-            parts.append(f'<text class="soft" x="{_LABEL}" y="{_TOP + 13}">{shown(self.column_name)}</text>')
-        parts += self._labels(left) + self._cells(left) + self._scale(left, height - 24)
-        return "".join(parts) + "</svg>"
+        return self.picture().to_svg()
 
+    @cached_property
     def _left(self) -> int:
         """Where the cells begin."""
         labels = [text_width(shortened(label, _ROW_LABEL), 12.0) for label in self.rows]
-        return round(2 * _LABEL + max(*labels, text_width(self.column_name, 11.0)))
+        return round(2 * _MARGIN + max(*labels, self._over + text_width(self.row_name, 11.0)))
 
+    @cached_property
+    def _label_width(self) -> float:
+        """The room that a column's label needs."""
+        return 6 + max(text_width(shortened(label, _COLUMN_LABEL), 11.0) for label in self.columns)
+
+    @cached_property
     def _cell_width(self) -> int:
-        """Wide enough for the labels of the columns."""
-        labels = [text_width(shortened(label, _COLUMN_LABEL), 11.0) for label in self.columns]
-        return round(max(_CELL_WIDTH, *(6 + width for width in labels)))
+        """Wide enough for the labels of the columns, unless there are too many."""
+        room = max(_WIDE // len(self.columns), _NARROWEST)
+        return min(max(_CELL_WIDTH, math.ceil(self._label_width)), room)
 
-    def _labels(self, left: int) -> list[str]:
-        parts, cell = [], self._cell_width()
-        for n, label in enumerate(self.columns):
-            x = left + cell * n + cell / 2
-            text = shown(shortened(label, _COLUMN_LABEL))
-            parts.append(
-                f'<text class="soft" x="{x}" y="{_TOP + 13}" '
-                f'text-anchor="middle">{text}<title>{shown(label)}</title></text>'
+    @property
+    def _over(self) -> float:
+        """How far a column's label reaches out of its column; the name of the rows keeps clear of the first one."""
+        return max(0.0, self._label_width - self._cell_width) / 2
+
+    @cached_property
+    def _cell_height(self) -> int:
+        return min(_CELL_HEIGHT, max(_LOWEST, _HIGH // len(self.rows)))
+
+    def _names(self, left: int, top: int) -> list[Label]:
+        """What columns and rows are."""
+        return [
+            Label(x=left, y=top - 23, text=self.column_name),
+            Label(x=left - 6 - self._over, y=top - 9, text=self.row_name, anchor="end"),
+        ]
+
+    def _labels(self, left: int, top: int) -> list[Label]:
+        width, height = self._cell_width, self._cell_height
+        labels = []
+        for n in _thinned(len(self.columns), self._label_width / width):
+            whole = self.columns[n]
+            text = shortened(whole, _COLUMN_LABEL)
+            labels.append(Label(x=left + width * (n + 0.5), y=top - 9, text=text, whole=whole, anchor="middle"))
+        for n in _thinned(len(self.rows), _LINE / height):
+            whole = self.rows[n]
+            text, y = shortened(whole, _ROW_LABEL), top + height * (n + 0.5) + 4
+            labels.append(Label(x=left - 6, y=y, text=text, whole=whole, anchor="end", style="ink"))
+        return labels
+
+    def _cells(self, left: int, top: int) -> list[Box]:
+        width, height, marked = self._cell_width, self._cell_height, set(self.marked)
+        return [
+            Box(
+                x=left + width * c,
+                y=top + height * r,
+                width=width - 1,
+                height=height - 1,
+                share=value / self.full,
+                words=self._words(r, c),
+                marked=(r, c) in marked,
             )
-        for n, label in enumerate(self.rows):
-            y = _TOP + _TITLE + _CELL_HEIGHT * n + 16
-            text = shown(shortened(label, _ROW_LABEL))
-            parts.append(
-                f'<text class="ink" x="{left - 6}" y="{y}" text-anchor="end">{text}<title>{shown(label)}</title></text>'
-            )
-        return parts
+            for r, row in enumerate(self.values)
+            for c, value in enumerate(row)
+        ]
 
-    def _cells(self, left: int) -> list[str]:
-        parts, cell = [], self._cell_width()
-        for r, row in enumerate(self.values):
-            for c, value in enumerate(row):
-                x, y = left + cell * c, _TOP + _TITLE + _CELL_HEIGHT * r
-                place = f'x="{x}" y="{y}" width="{cell - 1}" height="{_CELL_HEIGHT - 1}"'
-                words = f"{self.rows[r]}, {self.column_name} {self.columns[c]}: {_number(value)}"
-                parts.append(
-                    f'<g class="cell"><title>{shown(words)}</title>'
-                    f'<rect class="light" {place} fill="{self._colour(value, dark=False)}"/>'
-                    f'<rect class="dark" {place} fill="{self._colour(value, dark=True)}"/>'
-                    f"{_crossed(x, y, cell) if math.isnan(value) else ''}</g>"
-                )
-        return parts
+    def _words(self, row: int, column: int) -> tuple[str, ...]:
+        """What a cell says on hover."""
+        names = (f"{self.row_name} {self.rows[row]}".lstrip(), f"{self.column_name} {self.columns[column]}".lstrip())
+        words = f"{', '.join(name for name in names if name)}: {_number(self.values[row][column])}"
+        note = self.notes[row][column] if self.notes is not None else ""
+        return (words, note) if note else (words,)
 
-    def _scale(self, left: int, y: int) -> list[str]:
-        parts = [f'<text class="soft" x="{left}" y="{y + 13}">{_number(-self.full)}</text>']
-        for n in range(41):
-            value = (n / 20 - 1) * self.full
-            for name, dark in (("light", False), ("dark", True)):
-                parts.append(
-                    f'<rect class="{name}" x="{left + 48 + 3 * n}" y="{y + 3}" width="3" height="12" '
-                    f'fill="{self._colour(value, dark=dark)}"/>'
-                )
-        return [*parts, f'<text class="soft" x="{left + 178}" y="{y + 13}">{_number(self.full)}</text>']
-
-    def _colour(self, value: float, *, dark: bool) -> str:
-        if math.isnan(value):
-            return "none"
-        share = min(1.0, abs(value) / self.full)
-        ends = (_BRIGHT_POSITIVE, _BRIGHT_NEGATIVE) if dark else (_POSITIVE, _NEGATIVE)
-        middle, end = (_DARK if dark else _LIGHT), ends[0] if value >= 0 else ends[1]
-        return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(middle, end, strict=True))
+    def _scale(self, left: int, y: int) -> tuple[list[Label], list[Box]]:
+        """The colours in a row, with the numbers at its ends."""
+        low, high = _number(-self.full), _number(self.full)
+        first = round(left + text_width(low, 11.0) + 8)
+        boxes = [
+            Box(x=first + _SCALE_STEP * n, y=y + 3, width=_SCALE_STEP, height=12, share=2 * n / (_SCALE_STEPS - 1) - 1)
+            for n in range(_SCALE_STEPS)
+        ]
+        last = first + _SCALE_STEP * _SCALE_STEPS + 8
+        return [Label(x=left, y=y + 13, text=low), Label(x=last, y=y + 13, text=high)], boxes
 
     def to_html(self) -> str:
         """The picture and a table of its numbers, for a page."""
+        return self._figure(titled=True)
+
+    def _figure(self, *, titled: bool) -> str:
+        notes = self.notes or [[""] * len(self.columns)] * len(self.rows)
         table = Table(
             title=self.title,
-            headers=["", *self.columns],
-            rows=[[label, *map(_number, row)] for label, row in zip(self.rows, self.values, strict=True)],
+            headers=[self.row_name, *self.columns],
+            rows=[
+                [label, *(_number(v) + (f" ({note})" if note else "") for v, note in zip(*cells, strict=True))]
+                for label, *cells in zip(self.rows, self.values, notes, strict=True)
+            ],
         )
         return (
-            f"<figure>{self.to_svg()}<figcaption>{shown(self.caption)}</figcaption>"
+            f"<figure>{self.picture(titled=titled).to_svg()}<figcaption>{shown(self.caption)}</figcaption>"
             f"<details><summary>The numbers</summary>{table.to_html()}</details></figure>"
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write it as `.svg` or as a page (`.html`).
+        """Write it as `.svg`, as a page (`.html`), or with matplotlib as `.png` or `.pdf`.
 
         Raises:
             ValueError: for another kind of file.
+            ImportError: for `.png` and `.pdf` when matplotlib is not installed.
         """
         target = Path(path)
-        match target.suffix:
+        match target.suffix.lower():
             case ".svg":
                 target.write_text(self.to_svg(), encoding="utf-8")
             case ".html":
-                Document(title=self.title, parts=(self,)).save(target)
+                self._page().save(target)
+            case ".png" | ".pdf":
+                self.picture().save(target)
             case other:
-                raise ValueError(f"a heat map is saved as .svg or .html, not {other!r}")
+                raise ValueError(f"a heat map is saved as .html, .svg, .png or .pdf, not {other!r}")
         return target
 
+    def _page(self) -> Document:
+        return Document(title=self.title, parts=(_Untitled(self),))
+
     def _repr_html_(self) -> str:
-        return Document(title=self.title, parts=(self,))._repr_html_()
+        return self._page()._repr_html_()
 
 
-def _crossed(x: int, y: int, cell: int) -> str:
-    """The sign of a missing value."""
-    right, bottom = x + cell - 5, y + _CELL_HEIGHT - 5
-    return f'<path class="missing" d="M{x + 4} {y + 4}L{right} {bottom}M{x + 4} {bottom}L{right} {y + 4}"/>'
+@dataclass(frozen=True)
+class _Untitled(Part):
+    """A heat map on a page that has the same title."""
+
+    heatmap: Heatmap
+
+    def to_html(self) -> str:
+        return self.heatmap._figure(titled=False)
+
+
+def _thinned(number: int, needed: float) -> range:
+    """Which labels there is room for, each needing so many places: all, every second, fifth, tenth, and so on."""
+    step, factors = 1, (2, 2.5, 2)
+    turn = 0
+    while step < needed:
+        step = round(step * factors[turn % 3])
+        turn += 1
+    return range(0, number, step)
 
 
 def _number(value: float) -> str:
@@ -195,8 +254,8 @@ def _number(value: float) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    small = value != 0 and abs(value) < 0.01
-    return f"{value:.1e}".replace("-", "−") if small else f"{value:.2f}".replace("-", "−")
+    plain = value == 0 or 0.01 <= abs(value) < 1e5
+    return (f"{value:.2f}" if plain else f"{value:.1e}").replace("-", "−")
 
 
 __all__ = ["Heatmap"]
