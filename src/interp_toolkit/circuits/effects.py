@@ -233,6 +233,7 @@ class Effects:
             title=self.title,
             caption=caption,
             column_name=axes[0],
+            row_name=axes[1],
             notes=notes,
         )
 

@@ -188,6 +188,7 @@ class Reducer:
         self.layers = wiring.layout.num_layers
         self.own = [self._edits(base.edits, base) for base in bases]
         self._begins: dict[tuple[int, int], int] = {}
+        self._unequal: dict[tuple[int, int], frozenset[int]] = {}
 
     def work(self, number: int, cell: Cell) -> Work | None:
         """What of a cell has to be computed, or None when it is certain to equal its base.
@@ -226,10 +227,13 @@ class Reducer:
         if wanted and not 0 <= wanted[0] <= wanted[-1] < length:
             raise PositionError(f"positions {list(wanted)} are outside of a prompt of {length} tokens")
         begin = self.differ(base, swap.source)
+        site = _same_stream(self.wiring.check(swap.site), self.wiring)
         columns = tuple(c for c in wanted if c >= begin)
+        if _before_mixing(site):
+            unequal = self.unequal(base, swap.source)
+            columns = tuple(c for c in columns if c in unequal)
         if not columns:
             return None
-        site = _same_stream(self.wiring.check(swap.site), self.wiring)
         return RowSwap(swap=Swap(site=site, source=swap.source, positions=columns), columns=columns)
 
     def differ(self, base: int, source: int) -> int:
@@ -238,6 +242,16 @@ class Reducer:
         if key not in self._begins:
             self._begins[key] = differ_from(self.bases[base], self.bases[source])
         return self._begins[key]
+
+    def unequal(self, base: int, source: int) -> frozenset[int]:
+        """The columns at which two base runs can differ before any attention."""
+        key = (base, source)
+        if key not in self._unequal:
+            first, second = self.bases[base], self.bases[source]
+            columns = (first.tokens.ids != second.tokens.ids)[0].nonzero()[:, 0].tolist()
+            edited = first.edits or second.edits
+            self._unequal[key] = frozenset(range(len(first)) if edited else columns)
+        return self._unequal[key]
 
     def _edits(self, edits: Sequence[Edit], base: Base) -> list[RowEdit]:
         found = []
@@ -266,6 +280,11 @@ def _same_stream(site: Site, wiring: Wiring) -> Site:
     following = Site("resid_pre", (site.layer or 0) + 1)
     last = site.layer == wiring.layout.num_layers - 1
     return site if site.component != "resid_post" or last or following in wiring.refused else following
+
+
+def _before_mixing(site: Site) -> bool:
+    """Whether a site holds nothing but what its own token brings along."""
+    return site.component == "embed" or (site.layer == 0 and site.kind.order <= COMPONENTS["v"].order)
 
 
 def differ_from(first: Base, second: Base) -> int:

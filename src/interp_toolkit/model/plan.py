@@ -93,7 +93,7 @@ def make_plan(
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> from interp_toolkit.model import encode
+        >>> from interp_toolkit.model import Site, encode
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
         >>> bases = [Base(tokens=encode([[1, 2, 3]])), Base(tokens=encode([[1, 4, 3]]))]
         >>> cells = [Cell(base=0, swaps=(Swap(site=Site("resid_pre", 1), source=1, positions=(p,)),)) for p in range(3)]

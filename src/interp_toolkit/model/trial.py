@@ -82,6 +82,7 @@ class _Trial:
         size = wiring.shapes.get("logits", (50,))[-1]
         first, second = torch.randint(3, max(4, size), (2, _LENGTH), generator=generator)
         second[:_SHARED] = first[:_SHARED]
+        second[-2] = first[-2]  # the same token in another context
         self.bases = [Base(tokens=encode(ids[None])) for ids in (first, second)]
         layers = wiring.layout.num_layers
         sites = [Site("resid_pre", n) for n in sorted({0, 1 % layers, layers // 2, layers - 1})]
