@@ -89,7 +89,7 @@ def prepare_pairs(
         AlignmentError: when the two prompts of a pair have different numbers of tokens, showing both.
         TokenError: for empty lists and prompts, identical prompts, and answers that are not one token.
     """
-    if any(is_text(item) for item in (clean, corrupt)) or _has_text(answers):
+    if any(is_text(item) for item in (clean, corrupt)) or has_text(answers):
         tokenizer = tokenizer_for(model, tokenizer)
     first, second = (_rows(inputs, name, tokenizer) for inputs, name in ((clean, "clean"), (corrupt, "corrupt")))
     if len(first) != len(second):
@@ -104,21 +104,42 @@ def prepare_pairs(
                 f"the clean and the corrupt prompt of pair {number} are the same ({_text(a)}), so patching cannot "
                 "change anything"
             )
-    single = _is_single(clean)
-    given = _each(answers, len(first), single=single)
-    found = [_answers(item, tokens, tokenizer) for item, tokens in zip(given, first, strict=True)]
+    single = is_single(clean)
+    targets, foils = prepare_answers(model, first, second, answers, single=single, tokenizer=tokenizer, layout=layout)
+    return Pairs(clean=first, corrupt=second, targets=targets, foils=foils, single=single, tokenizer=tokenizer)
+
+
+def prepare_answers(
+    model: nn.Module,
+    prompts: Sequence[Tokens],
+    others: Sequence[Tokens],
+    answers: Answers,
+    *,
+    single: bool,
+    tokenizer: PreTrainedTokenizerBase | None,
+    layout: Layout | None = None,
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Token ids of targets and foils, for each prompt.
+
+    Args:
+        model: a causal language model.
+        prompts: what the answers continue.
+        others: where no foil is given, the best token that is no target behind these prompts stands in.
+        answers: as a user gives them.
+        single: whether one prompt was given, not a list.
+        tokenizer: for answers in text.
+        layout: for a model class of your own.
+
+    Raises:
+        TokenError: for answers that are not one token, or for another number of prompts.
+    """
+    given = _each(answers, len(prompts), single=single)
+    found = [_answers(item, tokens, tokenizer) for item, tokens in zip(given, prompts, strict=True)]
     targets, foils = [t for t, _ in found], [f for _, f in found]
     missing = [n for n, (t, f) in enumerate(found) if t and not f]
-    for number, foil in _best_others(model, [second[n] for n in missing], [targets[n] for n in missing], layout):
+    for number, foil in _best_others(model, [others[n] for n in missing], [targets[n] for n in missing], layout):
         foils[missing[number]] = (foil,)
-    return Pairs(
-        clean=first,
-        corrupt=second,
-        targets=tuple(targets),
-        foils=tuple(foils),
-        single=single,
-        tokenizer=tokenizer,
-    )
+    return tuple(targets), tuple(foils)
 
 
 def prepare_prompts(inputs: Inputs, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Tokens, ...]:
@@ -141,7 +162,8 @@ def _rows(inputs: Inputs, name: str, tokenizer: PreTrainedTokenizerBase | None) 
     return tuple(encode([tokens.row(n)], tokenizer=tokenizer) for n in range(len(tokens)))
 
 
-def _is_single(inputs: Inputs) -> bool:
+def is_single(inputs: Inputs) -> bool:
+    """Whether one prompt was given, not a list."""
     if isinstance(inputs, str):
         return True
     if isinstance(inputs, Tokens):
@@ -149,10 +171,11 @@ def _is_single(inputs: Inputs) -> bool:
     return not is_text(inputs) and encode(inputs).single
 
 
-def _has_text(answers: Answers) -> bool:
+def has_text(answers: Answers) -> bool:
+    """Whether a tokenizer is needed for the answers."""
     if isinstance(answers, str):
         return True
-    return isinstance(answers, Sequence) and any(_has_text(item) for item in answers)
+    return isinstance(answers, Sequence) and any(has_text(item) for item in answers)
 
 
 def _each(answers: Answers, number: int, *, single: bool) -> list[Any]:
@@ -217,4 +240,4 @@ def _without_align(error: AlignmentError) -> str:
     return str(error).split("\nUse prompts of equal length")[0] + "\nUse prompts with as many tokens as each other"
 
 
-__all__ = ["Answers", "Pairs", "prepare_pairs", "prepare_prompts"]
+__all__ = ["Answers", "Pairs", "has_text", "is_single", "prepare_answers", "prepare_pairs", "prepare_prompts"]

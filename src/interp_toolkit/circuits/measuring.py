@@ -113,7 +113,7 @@ def measure(plan: Plan, pairs: Pairs, numbers: Sequence[int], metric: Metric) ->
     runs = plan.run(progress=True)
     questions, sides = [], []
     for at, number in enumerate(numbers):
-        clean, corrupt = (runs.base_logits(2 * at + side)[-1].float() for side in (0, 1))
+        clean, corrupt = (in_float32(runs.base_logits(2 * at + side)[-1]) for side in (0, 1))
         question = question_of(pairs, number, clean, corrupt)
         questions.append(question)
         ids = metric.needs(question)
@@ -128,6 +128,11 @@ def measure(plan: Plan, pairs: Pairs, numbers: Sequence[int], metric: Metric) ->
     return Measured(cells=cells, clean=clean, corrupt=corrupt, cost=plan.cost)
 
 
+def in_float32(logits: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Logits in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def question_of(pairs: Pairs, number: int, clean: Tensor, corrupt: Tensor) -> Question:
     """What the metric must know about a pair."""
     return Question(
@@ -135,4 +140,4 @@ def question_of(pairs: Pairs, number: int, clean: Tensor, corrupt: Tensor) -> Qu
     )
 
 
-__all__ = ["Measured", "chunks", "measure", "plan_pairs", "question_of"]
+__all__ = ["Measured", "chunks", "in_float32", "measure", "plan_pairs", "question_of"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp_toolkit.circuits.dataset import Pairs, prepare_pairs, prepare_prompts
+from interp_toolkit.circuits.dataset import Pairs, has_text, prepare_pairs, prepare_prompts
 from interp_toolkit.circuits.grid import Where, available, make_grid
 from interp_toolkit.circuits.sweeps import notes_of
 from interp_toolkit.errors import InterpWarning, PositionError, RunError, TokenError
@@ -79,17 +79,13 @@ def pairs_of(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Pairs:
     """The prompts, each with the one of the other subject, or itself; answers come later."""
-    if _has_text(answer) or is_text(prompts):
+    if has_text(answer) or is_text(prompts):
         tokenizer = tokenizer_for(model, tokenizer)
     if swapped is not None:
         return prepare_pairs(model, prompts, swapped, tokenizer=tokenizer)
     rows = prepare_prompts(prompts, model, tokenizer)
     none = ((),) * len(rows)
     return Pairs(clean=rows, corrupt=rows, targets=none, foils=none, single=len(rows) == 1, tokenizer=tokenizer)
-
-
-def _has_text(answer: object) -> bool:
-    return isinstance(answer, str) or (isinstance(answer, list | tuple) and any(map(_has_text, answer)))
 
 
 def _one_each(given: Any, number: int, what: str, *, several: bool) -> list[Any]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from interp_toolkit.circuits.dataset import Pairs
 from interp_toolkit.circuits.effects import Effects
 from interp_toolkit.circuits.grid import Where
-from interp_toolkit.circuits.measuring import chunks, question_of
+from interp_toolkit.circuits.measuring import chunks, in_float32, question_of
 from interp_toolkit.circuits.metrics import Metric, MetricLike, Question, metric_of
 from interp_toolkit.circuits.subjects import (
     ROWS,
@@ -171,7 +171,7 @@ class Trace:
         runs = plan.run(progress=True)
         questions: list[Question] = []
         for number, start in zip(numbers, self._starts(numbers), strict=True):
-            logits = [_wide(runs, start + n) for n in range(1 + len(self.corrupted[number]))]
+            logits = [in_float32(runs.base_logits(start + n)[-1]) for n in range(1 + len(self.corrupted[number]))]
             questions += [question_of(self.pairs, number, logits[0], other) for other in logits]
         ends = torch.cat([self._base(runs, base, question) for base, question in enumerate(questions)])
         values = torch.full((len(plan.schedule.cells),), torch.nan, dtype=ends.dtype)
@@ -400,12 +400,6 @@ def _notes(pairs: Pairs, places: Sequence[tuple[int, ...]], *, given: bool, wind
         "answers_from": "given" if given else "the clean run's own most probable token",
         "window": window,
     }
-
-
-def _wide(runs: Execution, base: int) -> Float[Tensor, " vocab"]:
-    """The last logits of a base run, in float32 at least."""
-    logits = runs.base_logits(base)[-1]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _numbers(values: Float[Tensor, "layer pos"]) -> list[list[float | None]]:

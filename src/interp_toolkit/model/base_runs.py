@@ -54,14 +54,14 @@ class Kept:
         readings: by site, `[row, pos, ...]`.
         outputs: at the readout columns: normed residual streams or logits, `[row, readout, ...]`.
         begin: the first column that the readings hold.
-        caches: for each layer keys and values, or None where they are not needed.
+        caches: for each layer keys and values, as far as the run went; None where they are not needed.
     """
 
     row: dict[int, int]
     readings: dict[Key, Tensor] = field(default_factory=dict)
     outputs: Tensor | None = None
     begin: int = 0
-    caches: list[KeysValues] | None = None
+    caches: list[KeysValues | None] | None = None
 
 
 @dataclass(kw_only=True)
@@ -119,7 +119,8 @@ def _needs(schedule: Schedule) -> list[_Need]:
     found = []
     for number, base in enumerate(schedule.bases):
         cells = number in entered
-        reads = frozenset(read.get(number, ())) | (streams if cells else frozenset())
+        # Passes over cells end behind their deepest reading: their base runs go as far.
+        reads = frozenset(read.get(number, ())) | (streams | frozenset(schedule.task.reads) if cells else frozenset())
         need = _Need(length=len(base), cells=cells, reads=reads)
         with_whom = partners.get(number, set())
         if schedule.shortcuts.prefix and not cells and len(with_whom) == 1:

@@ -221,23 +221,15 @@ class Execution:
     def _prefix(self, kept_rows: Sequence[tuple[Kept, int]], start: int) -> object:
         from interp_toolkit.model.prefix import prefix_cache
 
-        known = []
         stores = list({id(kept): kept for kept, _ in kept_rows}.values())
         offsets, total = {}, 0
         for kept in stores:
             offsets[id(kept)] = total
             total += len(kept.row)
-        for layer in range(self.wiring.layout.num_layers):
-            layers = [kept.caches[layer] for kept in stores if kept.caches is not None]
-            known.append(
-                layers[0]
-                if len(layers) == 1
-                else KeysValues(
-                    keys=torch.cat([x.keys[:, :, :start] for x in layers]),
-                    values=torch.cat([x.values[:, :, :start] for x in layers]),
-                )
-            )
-        rows = torch.tensor([offsets[id(kept)] + row for kept, row in kept_rows], device=known[0].keys.device)
+        layers = zip(*(kept.caches for kept in stores if kept.caches is not None), strict=True)
+        known = [_beside(layer, start) for layer in layers]
+        device = next((layer.keys.device for layer in known if layer is not None), None)
+        rows = torch.tensor([offsets[id(kept)] + row for kept, row in kept_rows], device=device)
         return prefix_cache(known, rows, start)
 
     # --- answers ---------------------------------------------------------------------------------------------
@@ -282,6 +274,17 @@ class Execution:
         if not self.by_rows:
             return outputs if tokens is None else outputs[..., list(tokens)]
         return rows_of_unembedding(self.wiring, outputs, tokens, self.schedule.shortcuts.readout)
+
+
+def _beside(parts: Sequence[KeysValues | None], length: int) -> KeysValues | None:
+    """Keys and values of several groups of base runs as one."""
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    if len(found) == 1:
+        return found[0]
+    keys = torch.cat([part.keys[:, :, :length] for part in found])
+    return KeysValues(keys=keys, values=torch.cat([part.values[:, :, :length] for part in found]))
 
 
 def _gathered(parts: Sequence[tuple[Tensor, int]]) -> Tensor:

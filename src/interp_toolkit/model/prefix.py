@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from interp_toolkit.errors import RunError
 from interp_toolkit.model.base_runs import KeysValues
 
 
@@ -39,13 +40,15 @@ class _Keeping(DynamicLayer):
 class _Prefix(DynamicLayer):
     """Hands out the prefix of each row's base run in front of what is computed."""
 
-    def __init__(self, known: KeysValues, rows: Tensor, length: int) -> None:
+    def __init__(self, known: KeysValues | None, rows: Tensor, length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.known, self.rows, self.length = known, rows, length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The prefix and what was computed, for as many rows as have joined so far."""
         del args, kwargs
+        if self.known is None:
+            raise RunError("the base run left no keys and values of this layer")
         return self._joined(self.known.keys, key_states), self._joined(self.known.values, value_states)
 
     def _joined(self, known: Tensor, new: Tensor) -> Tensor:
@@ -64,18 +67,16 @@ def keeping_cache(num_layers: int) -> Cache:
     return Cache(layers=[_Keeping() for _ in range(num_layers)])
 
 
-def kept_in(cache: Cache) -> list[KeysValues] | None:
-    """What a pass left in a `keeping_cache`, or None when some layer does not use it."""
-    found = [layer.kept for layer in cache.layers if isinstance(layer, _Keeping)]
-    complete = [kept for kept in found if kept is not None]
-    return complete if len(complete) == len(found) else None
+def kept_in(cache: Cache) -> list[KeysValues | None]:
+    """What a pass left in a `keeping_cache`: for each layer keys and values, None where it did not come by."""
+    return [layer.kept if isinstance(layer, _Keeping) else None for layer in cache.layers]
 
 
-def prefix_cache(known: Sequence[KeysValues], rows: Tensor, length: int) -> Cache:
+def prefix_cache(known: Sequence[KeysValues | None], rows: Tensor, length: int) -> Cache:
     """A cache that hands out the first `length` positions of base runs.
 
     Args:
-        known: for each layer.
+        known: for each layer; None where no pass will get to.
         rows: for each row of the pass the number of its base run.
         length: of the prefix.
     """

@@ -64,6 +64,7 @@ def rows_of_unembedding(
     wide = torch.promote_types(normed.dtype, torch.float32)
     weight: Tensor = unembed.weight.detach()  # type: ignore[operator]
     bias = getattr(unembed, "bias", None)
+    bias = None if bias is None else bias.detach()
     if tokens is not None:
         index = torch.tensor(list(tokens), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
