@@ -332,8 +332,8 @@ def _attention_change(
     if layout.attn_norm is not None:
         outputs = wiring.at(layer, layout.attn_norm)(outputs)
     after, before = outputs.to(wide).split(1)
-    difference = after - before
-    return difference * layout.multiplier
+    added: Tensor = (after - before) * layout.multiplier
+    return added
 
 
 def _only(value: Tensor, columns: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from interp_toolkit.model.shortcuts import Shortcuts
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.wiring import Wiring
 
-OVERHEAD = 24
+OVERHEAD = 48
 """What entering a block costs, in tokens; see `packing`."""
 
 
