@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from interp_toolkit.model.cells import RowSwap, Work
+from interp_toolkit.model.cells import RowSwap, Work, entering_stream
 from interp_toolkit.model.schedule import OVERHEAD, Schedule
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.wish import Key
@@ -110,10 +110,13 @@ def base_groups(schedule: Schedule) -> Iterator[BaseGroup]:
 def _needs(schedule: Schedule) -> list[_Need]:
     works = [work for made in schedule.passes for work in made.jobs]
     entered = {work.base for work in works}
-    streams = frozenset(Site("resid_pre", work.entry) for work in works) if schedule.shortcuts.resume else frozenset()
+    entries = {work.entry for work in works} if schedule.shortcuts.resume else set()
+    streams = frozenset(entering_stream(entry, schedule.wiring) for entry in entries)
     read: dict[int, set[Site]] = {}
     partners: dict[int, set[int]] = {}
+    least: dict[int, int] = {}
     for work, change in _swaps(works):
+        least[change.swap.source] = min(change.columns[0], least.get(change.swap.source, change.columns[0]))
         read.setdefault(change.swap.source, set()).add(change.site.whole)
         partners.setdefault(change.swap.source, set()).add(work.base)
     found = []
@@ -125,8 +128,9 @@ def _needs(schedule: Schedule) -> list[_Need]:
         with_whom = partners.get(number, set())
         if schedule.shortcuts.prefix and not cells and len(with_whom) == 1:
             (partner,) = with_whom
-            # The readout has to be computed too.
-            need.start = min(schedule.reducer.differ(partner, number), *schedule.task.readout[number])
+            # What is taken and the readout have to be computed too.
+            needed = (*schedule.task.readout[number], least[number])
+            need.start = min(schedule.reducer.differ(partner, number), *needed)
             need.partner = partner
         found.append(need)
     return found

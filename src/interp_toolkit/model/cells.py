@@ -170,6 +170,7 @@ class Reducer:
         readout: for each base the columns whose logits are wanted.
         reads: sites that are read in every cell.
         resume: whether rows may enter at a layer.
+        logits: whether any logits are wanted; otherwise runs end behind the deepest reading.
 
     Raises:
         SiteError, PositionError, EditError: for edits of the bases that do not fit.
@@ -183,9 +184,12 @@ class Reducer:
         reads: Sequence[Site],
         *,
         resume: bool,
+        logits: bool,
     ) -> None:
         self.wiring, self.bases, self.readout, self.reads, self.resume = wiring, bases, readout, reads, resume
         self.layers = wiring.layout.num_layers
+        depths = [site.depth(self.layers) for site in reads]
+        self.deepest = (self.layers + 1, 0) if logits else max(depths)
         self.own = [self._edits(base.edits, base) for base in bases]
         self._begins: dict[tuple[int, int], int] = {}
         self._unequal: dict[tuple[int, int], frozenset[int]] = {}
@@ -198,9 +202,16 @@ class Reducer:
         """
         if not 0 <= cell.base < len(self.bases):
             raise RunError(f"cell {number} names base run {cell.base}, but there are {len(self.bases)}")
-        swaps = [made for swap in cell.swaps if (made := self._swap(cell.base, swap)) is not None]
-        changes: list[RowEdit | RowSwap] = [*swaps, *self._edits(cell.edits, self.bases[cell.base])]
-        if not self.reads:
+        edits = self._edits(cell.edits, self.bases[cell.base])
+        swaps = self._live_swaps(cell, edits)
+        changes: list[RowEdit | RowSwap] = [*swaps, *edits]
+        late = [str(change.site) for change in changes if change.site.depth(self.layers) > self.deepest]
+        if late:
+            raise RunError(
+                f"cell {number} changes {', '.join(late)}, behind its deepest reading: read further, or ask for logits"
+            )
+        mixing = any(map(self._mixes, [*self.own[cell.base], *changes]))
+        if not self.reads and not mixing:
             wanted = self.readout[cell.base]
             changes = [c for c in changes if _reaches(c.site, c.columns, wanted, self.layers)]
         if not changes:
@@ -212,12 +223,60 @@ class Reducer:
             cell=number,
             base=cell.base,
             entry=entry,
-            first=min(change.columns[0] for change in changes),
+            first=0 if mixing else min(change.columns[0] for change in changes),
             changes=tuple(sorted(every, key=lambda change: change.site.depth(self.layers))),
         )
 
-    def _swap(self, base: int, swap: Swap) -> RowSwap | None:
-        """A swap at the positions where the two runs can differ."""
+    def _mixes(self, change: RowEdit | RowSwap) -> bool:
+        """Whether a change may carry something to earlier tokens, or has to see all of them."""
+        if isinstance(change, RowEdit):
+            return mixes(change.edit)
+        return change.site.component == "pattern" and any(map(self._mixes, self.own[change.swap.source]))
+
+    def _live_swaps(self, cell: Cell, edits: Sequence[RowEdit]) -> list[RowSwap]:
+        """The swaps of a cell, at the positions where they can matter.
+
+        Where the two runs are the same, a swap keeps the base's value: that matters only behind other changes.
+        """
+        asked = [self._swap(cell.base, swap) for swap in cell.swaps]
+        differing = [self._differing(cell.base, swap) for swap in asked]
+        live = [(edit.columns[0], edit.site.depth(self.layers)) for edit in edits]
+        live += [(cs[0], swap.site.depth(self.layers)) for swap, cs in zip(asked, differing, strict=True) if cs]
+        if not live:
+            return []
+        every: list[RowEdit | RowSwap] = [*self.own[cell.base], *edits, *asked]
+        mixing = any(map(self._mixes, every))
+        first = 0 if mixing else min(column for column, _ in live)
+        depth = min(depth for _, depth in live)
+        edited = {edit.site for edit in edits}
+        between = edited | {e.site for e in self.own[cell.base]} | {swap.site for swap in asked}
+        found = []
+        for swap, apart in zip(asked, differing, strict=True):
+            behind = swap.site.depth(self.layers) >= depth
+            columns = tuple(c for c in swap.columns if c in apart or (behind and c >= first))
+            if columns:
+                site = swap.site if swap.site in edited else self._same_stream(swap, between)
+                found.append(RowSwap(swap=Swap(site=site, source=swap.swap.source, positions=columns), columns=columns))
+        return found
+
+    def _differing(self, base: int, swap: RowSwap) -> tuple[int, ...]:
+        """The columns of a swap at which the two runs can differ there."""
+        source = swap.swap.source
+        begin = self.differ(base, source)
+        unequal = self.unequal(base, source) if _before_mixing(swap.site) else None
+        return tuple(c for c in swap.columns if c >= begin and (unequal is None or c in unequal))
+
+    def _same_stream(self, swap: RowSwap, between: set[Site]) -> Site:
+        """Behind a block is in front of the next, unless something happens there: one block less to run."""
+        site = swap.site
+        if site.component != "resid_post" or site.layer == self.layers - 1:
+            return site
+        following = Site("resid_pre", (site.layer or 0) + 1)
+        there = between | {edit.site for edit in self.own[swap.swap.source]}
+        return site if following in self.wiring.refused or following in there else following
+
+    def _swap(self, base: int, swap: Swap) -> RowSwap:
+        """A swap at all of its positions."""
         if not 0 <= swap.source < len(self.bases):
             raise RunError(f"a swap names base run {swap.source}, but there are {len(self.bases)}")
         length, other = len(self.bases[base]), len(self.bases[swap.source])
@@ -226,15 +285,10 @@ class Reducer:
         wanted = tuple(range(length)) if swap.positions is None else tuple(sorted(set(swap.positions)))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < length:
             raise PositionError(f"positions {list(wanted)} are outside of a prompt of {length} tokens")
-        begin = self.differ(base, swap.source)
-        site = _same_stream(self.wiring.check(swap.site), self.wiring)
-        columns = tuple(c for c in wanted if c >= begin)
-        if _before_mixing(site):
-            unequal = self.unequal(base, swap.source)
-            columns = tuple(c for c in columns if c in unequal)
-        if not columns:
-            return None
-        return RowSwap(swap=Swap(site=site, source=swap.source, positions=columns), columns=columns)
+        site = self.wiring.check(swap.site)
+        if site.component == "logits":
+            raise EditError("a planned run cannot swap its logits: change them when you have them")
+        return RowSwap(swap=Swap(site=site, source=swap.source, positions=wanted), columns=wanted)
 
     def differ(self, base: int, source: int) -> int:
         """The first column at which two base runs can differ."""
@@ -269,17 +323,31 @@ class Reducer:
 
     def _again(self, base: int, entry: int) -> list[RowEdit]:
         """The base's own edits that its cells go through again; the residual they enter with has the others."""
+        own = [change for change in self.own[base] if change.site.depth(self.layers) <= self.deepest]
         if not self.resume:
-            return self.own[base]
-        entered = Site("resid_pre", entry).depth(self.layers)
-        return [change for change in self.own[base] if change.site.depth(self.layers) > entered]
+            return own
+        entered = entering_stream(entry, self.wiring).depth(self.layers)
+        return [change for change in own if change.site.depth(self.layers) > entered]
 
 
-def _same_stream(site: Site, wiring: Wiring) -> Site:
-    """Behind a block is in front of the next: one block less to run."""
-    following = Site("resid_pre", (site.layer or 0) + 1)
-    last = site.layer == wiring.layout.num_layers - 1
-    return site if site.component != "resid_post" or last or following in wiring.refused else following
+def entering_stream(layer: int, wiring: Wiring) -> Site:
+    """The residual stream with which a row enters: in front of block 0 the one before any edit of `resid_pre.0`."""
+    embed = Site("embed")
+    return embed if layer == 0 and embed not in wiring.refused else Site("resid_pre", layer)
+
+
+def mixes(edit: Edit) -> bool:
+    """Whether an edit may carry something from a token to earlier ones, or has to see all tokens.
+
+    Functions do: they see the whole site. So do patterns that look at later tokens.
+    """
+    if edit.operation == "apply":
+        return True
+    if edit.site.component != "pattern" or edit.operation == "scale":
+        return False
+    value = torch.as_tensor(edit.value)
+    later = value.triu(1) if value.ndim > 1 else value
+    return edit.operation == "project_out" or bool(later.any())
 
 
 def _before_mixing(site: Site) -> bool:
@@ -291,10 +359,13 @@ def differ_from(first: Base, second: Base) -> int:
     """The first column at which two runs of one length can differ."""
     unequal = (first.tokens.ids != second.tokens.ids)[0].nonzero()
     begin = int(unequal[0]) if len(unequal) else len(first)
-    if first.edits == second.edits:
+    places = [[_columns(edit.positions, base) for edit in base.edits] for base in (first, second)]
+    same = first.edits == second.edits and places[0] == places[1]
+    if same and begin == len(first):
         return begin
-    places = [_columns(edit.positions, base) for base in (first, second) for edit in base.edits]
-    return min([begin, *(columns[0] for columns in places if columns)])
+    if any(map(mixes, (*first.edits, *second.edits))):
+        return 0
+    return begin if same else min([begin, *(columns[0] for part in places for columns in part if columns)])
 
 
 def _columns(where: PositionsLike, base: Base) -> tuple[int, ...]:
@@ -322,4 +393,4 @@ def _reaches(site: Site, columns: Sequence[int], readout: Sequence[int], layers:
     return moved or site.kind.order <= COMPONENTS["v"].order or bool(set(columns) & set(readout))
 
 
-__all__ = ["Base", "Cell", "Reducer", "RowEdit", "RowSwap", "Swap", "Work", "differ_from"]
+__all__ = ["Base", "Cell", "Reducer", "RowEdit", "RowSwap", "Swap", "Work", "differ_from", "entering_stream", "mixes"]

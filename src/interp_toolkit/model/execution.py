@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp_toolkit.errors import EditError, RunError
 from interp_toolkit.model.base_runs import BaseGroup, Kept, KeysValues, base_groups
-from interp_toolkit.model.cells import RowEdit, RowSwap, Work
+from interp_toolkit.model.cells import RowEdit, RowSwap, Work, entering_stream
 from interp_toolkit.model.forward import execute
 from interp_toolkit.model.packing import Pass
 from interp_toolkit.model.schedule import Answer, Schedule
@@ -22,6 +22,7 @@ from interp_toolkit.model.session import logits_of
 from interp_toolkit.model.shortcuts import rows_of_unembedding
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.wiring import Wiring
 from interp_toolkit.model.wish import Change, Key, Wish
 
 _NORMED: Key = ("final_norm", None)
@@ -33,7 +34,6 @@ class RowChanges:
     def __init__(self, sources: dict[int, Kept]) -> None:
         self.sources = sources
         self.items: list[tuple[int, RowEdit | RowSwap]] = []
-        self.missed: list[RowEdit | RowSwap] = []
 
     def __call__(self, x: Tensor, window: slice) -> Tensor:
         """The site with every row's changes, in a new tensor."""
@@ -62,6 +62,8 @@ class Execution:
         self.schedule, self.task, self.wiring = schedule, schedule.task, schedule.wiring
         self.progress = progress
         self.kept: dict[int, Kept] = {}
+        self.ready = False
+        self.joins = schedule.shortcuts.join and schedule.shortcuts.resume
         self.by_rows = self.task.vocab is not None and schedule.shortcuts.readout is not None
 
     def __iter__(self) -> Iterator[Answer]:
@@ -98,10 +100,11 @@ class Execution:
 
     def _run_bases(self) -> None:
         """Run every base once, and keep what the cells will need of it."""
-        if self.kept:
+        if self.ready:
             return
         for group in base_groups(self.schedule):
             self._base_pass(group)
+        self.ready = True
 
     def _base_pass(self, group: BaseGroup) -> None:
         from interp_toolkit.model.prefix import keeping_cache, kept_in
@@ -114,10 +117,18 @@ class Execution:
         cache = self._prefix(behind, start) if start else keeping
         columns = [[column - start for column in self.task.readout[number]] for number in numbers]
         try:
-            outputs, readings = self._pass(ids, {}, changes, group.reads, columns, cache=cache)
+            # The base's own edits may lie behind what is read.
+            through = bool(changes)
+            outputs, readings = self._pass(ids, {}, changes, group.reads, columns, cache=cache, through=through)
         except RuntimeError as error:
-            if not _out_of_memory(error) or len(numbers) == 1:
+            if not _out_of_memory(error):
                 raise
+            if len(numbers) == 1:
+                raise _too_large(ids.shape[1]) from error
+            outputs, readings = None, None
+        if readings is None:
+            # Behind the handler, whose error holds on to what the pass had in memory.
+            _empty_cache()
             middle = len(numbers) // 2
             for half in (slice(None, middle), slice(middle, None)):
                 self._base_pass(replace(group, numbers=numbers[half], partners=group.partners[half]))
@@ -141,16 +152,12 @@ class Execution:
             if not _out_of_memory(error):
                 raise
             if len(made.jobs) == 1:
-                raise RunError(
-                    f"one run over {made.width} tokens does not fit into memory: use a shorter prompt, a smaller "
-                    "precision or fewer readings"
-                ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                raise _too_large(made.width) from error
             found = None
         if found is not None:
             yield from found
             return
+        _empty_cache()
         middle = len(made.jobs) // 2
         for half in (made.jobs[:middle], made.jobs[middle:]):
             yield from self._fitting(Pass(length=made.length, start=made.start, jobs=half))
@@ -162,7 +169,7 @@ class Execution:
         ids = torch.cat([self.schedule.bases[job.base].tokens.ids[:, start:] for job in jobs])
         cache = self._prefix(kept_rows, start) if start else None
         enter = self._entering(jobs, kept_rows, start) if self.schedule.shortcuts.resume else {}
-        shared = ids[:1] if self.schedule.shortcuts.join else ids
+        shared = ids[:1] if self.joins else ids
         columns = [[max(0, c - start) for c in self.task.readout[job.base]] for job in jobs]
         outputs, readings = self._pass(shared, enter, changes, frozenset(self.task.reads), columns, cache=cache)
         return self._answers(jobs, start, outputs, readings)
@@ -175,18 +182,19 @@ class Execution:
         reads: frozenset[Site],
         columns: Sequence[Sequence[int]],
         cache: object = None,
+        through: bool = False,
     ) -> tuple[Tensor | None, dict[Key, Tensor]]:
         """One forward pass: what the readout needs, and the readings."""
         normed = self.task.logits and self.by_rows
-        index = torch.tensor(columns) if self.task.logits else None
+        index = torch.tensor(columns) if self.task.logits or through else None
         wish = Wish(
             reads=reads | ({Site("final_norm")} if normed else set()),
             enter=enter,
             changes=changes,
-            stop=normed or not self.task.logits,
+            stop=normed or not (self.task.logits or through),
             logits_at=None if normed else index,
         )
-        if not (wish.reads or self.task.logits):
+        if not (wish.reads or self.task.logits or through):
             return None, {}
         session, output = execute(self.wiring, Tokens(ids=ids, mask=torch.ones_like(ids)), wish, cache=cache)
         silent = [str(Site(*key)) for key, change in changes.items() if isinstance(change, RowChanges) and change.items]
@@ -208,12 +216,12 @@ class Execution:
 
     def _entering(self, jobs: Sequence[Work], kept_rows: Sequence[tuple[Kept, int]], start: int) -> dict[int, Tensor]:
         """For each layer the rows that enter there, in order."""
-        if self.schedule.shortcuts.join or len({job.entry for job in jobs}) == 1:
+        if self.joins or len({job.entry for job in jobs}) == 1:
             enter: dict[int, list[tuple[Kept, int]]] = {}
             for job, kept in zip(jobs, kept_rows, strict=True):
                 enter.setdefault(job.entry, []).append(kept)
             return {
-                layer: _gathered([(kept.readings[("resid_pre", layer)], row) for kept, row in rows])[:, start:]
+                layer: _gathered([(kept.readings[_stream(layer, self.wiring)], row) for kept, row in rows])[:, start:]
                 for layer, rows in enter.items()
             }
         raise RunError("rows that enter at different layers were packed into one pass, but this model cannot join them")
@@ -287,11 +295,28 @@ def _beside(parts: Sequence[KeysValues | None], length: int) -> KeysValues | Non
     return KeysValues(keys=keys, values=torch.cat([part.values[:, :, :length] for part in found]))
 
 
+def _stream(layer: int, wiring: Wiring) -> Key:
+    site = entering_stream(layer, wiring)
+    return site.component, site.layer
+
+
 def _gathered(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
     """Rows of several tensors, in order."""
     if len({id(x) for x, _ in parts}) == 1:
         return parts[0][0][[row for _, row in parts]]
     return torch.stack([x[row] for x, row in parts])
+
+
+def _too_large(width: int) -> RunError:
+    return RunError(
+        f"one run over {width} tokens does not fit into memory: use a shorter prompt, a smaller precision or fewer "
+        "readings"
+    )
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp_toolkit.errors import RunError
+from interp_toolkit.errors import RunError, TokenError
 from interp_toolkit.model.cells import Base, Cell, Reducer, Work
 from interp_toolkit.model.machine import token_bytes, token_limit
 from interp_toolkit.model.packing import Shape, pack
@@ -163,7 +163,10 @@ def _readout(logits: PositionsLike, bases: Sequence[Base]) -> tuple[tuple[int, .
 
 
 def _depth(site: Site, layers: int) -> int:
-    return layers if site.layer is None else site.layer + 1
+    """How many blocks run before it is reached."""
+    if site.layer is None:
+        return 0 if site.component == "embed" else layers
+    return site.layer + (site.component != "resid_pre")
 
 
 class Schedule:
@@ -179,7 +182,8 @@ class Schedule:
     def __init__(self, wiring: Wiring, task: Task, shortcuts: Shortcuts, memory: int | None) -> None:
         self.wiring, self.task, self.shortcuts = wiring, task, shortcuts
         self.bases, self.cells = task.bases, task.cells
-        reducer = Reducer(wiring, task.bases, task.readout, task.reads, resume=shortcuts.resume)
+        self._check_vocab()
+        reducer = Reducer(wiring, task.bases, task.readout, task.reads, resume=shortcuts.resume, logits=task.logits)
         self.reducer, self.own = reducer, reducer.own
         found = [reducer.work(number, cell) for number, cell in enumerate(task.cells)]
         self.known = tuple(n for n, work in enumerate(found) if work is None)
@@ -189,15 +193,25 @@ class Schedule:
         self.limit = token_limit(wiring, max(len(base) for base in task.bases), memory)
         shape = Shape(
             layers=wiring.layout.num_layers,
-            join=shortcuts.join,
+            join=shortcuts.join and shortcuts.resume,
             prefix=shortcuts.prefix,
             overhead=OVERHEAD,
             limit=self.limit,
         )
-        by_length: dict[int, list[Work]] = {}
+        alike: dict[tuple[int, bool], list[Work]] = {}
         for work in works:
-            by_length.setdefault(len(task.bases[work.base]), []).append(work)
-        self.passes = [made for length, group in by_length.items() for made in pack(group, length, shape)]
+            # Where patterns change, the model's eager attention runs; it rounds otherwise, so other rows stay apart.
+            squares = any(change.site.component in ("scores", "pattern") for change in work.changes)
+            alike.setdefault((len(task.bases[work.base]), squares), []).append(work)
+        self.passes = [made for (length, _), group in alike.items() for made in pack(group, length, shape)]
+
+    def _check_vocab(self) -> None:
+        size = self.wiring.shapes.get("logits", (0,))[-1]
+        wrong = [i for ids in self.task.vocab or () for i in ids if not 0 <= i < size]
+        if wrong and size:
+            raise TokenError(f"token id {wrong[0]} is outside of the model's vocabulary: 0 to {size - 1}")
+        if any(site.component == "logits" for site in self.task.reads):
+            raise RunError("logits of cells are asked for with logits=, not read")
 
     @property
     def cost(self) -> Cost:

@@ -91,12 +91,13 @@ class _Trial:
         swaps = [[Swap(site=site, source=1, positions=(p,))] for p in (_SHARED, _LENGTH - 2) for site in usable] + [
             [Swap(site=site, source=1)] for site in usable[-2:]
         ]
-        self.cells = [Cell(base=0, swaps=tuple(swap)) for swap in swaps]
-        self.expected = self._plainly([swap[0] for swap in swaps])
+        there = [[replace(swap[0], source=0)] for swap in swaps[::3]]
+        self.cells = [Cell(base=0, swaps=tuple(s)) for s in swaps] + [Cell(base=1, swaps=tuple(s)) for s in there]
+        self.expected = torch.cat([self._plainly(0, [s[0] for s in swaps]), self._plainly(1, [s[0] for s in there])])
 
-    def _plainly(self, swaps: Sequence[Swap]) -> Tensor:
+    def _plainly(self, base: int, swaps: Sequence[Swap]) -> Tensor:
         """The last logits of each cell, all in one full pass."""
-        source = self.bases[1].tokens
+        source = self.bases[1 - base].tokens
         read = run(self.wiring.model, source, read=[swap.site for swap in swaps], layout=self.wiring.layout)
         edits = [
             Edit.set(
@@ -107,7 +108,7 @@ class _Trial:
             )
             for row, swap in enumerate(swaps)
         ]
-        batch = encode(self.bases[0].tokens.ids.expand(len(swaps), -1))
+        batch = encode(self.bases[base].tokens.ids.expand(len(swaps), -1))
         return self._logits(batch, edits=edits)[:, -1]
 
     def _logits(self, tokens: Tokens, edits: Sequence[Edit] = ()) -> Tensor:
