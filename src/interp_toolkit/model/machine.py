@@ -8,7 +8,7 @@ import torch
 
 from interp_toolkit.model.wiring import Wiring
 
-_AT_MOST = {"cpu": 1024}
+_AT_MOST = {"cpu": 512}
 """Tokens in a pass beyond which nothing gets faster, by device: a processor's caches are small."""
 _ELSEWHERE = 1 << 16
 
