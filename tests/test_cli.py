@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import interp_toolkit.model
 from interp_toolkit import Activations, __version__, load_model
-from interp_toolkit.circuits import PatchResult
+from interp_toolkit.circuits import Effects, PatchResult
 from interp_toolkit.cli import main, table
 
 WORDS = "The capital of France is"
@@ -175,6 +175,29 @@ def test_patch_takes_heads_neurons_and_positions(
     assert result.foil_from == "given" if "--foil" in more else "best" in result.foil_from
 
 
+def test_patch_sweeps_print_a_table_and_save_pictures_and_numbers(cli: Command, tmp_path: Path) -> None:
+    sweep = [*PATCH, "--foil", "Rome", "--component", "attn", "--layer", "23"]
+    code, out, err = cli(*sweep, "--sweep", "layer,pos", "-o", "s.html")
+    assert (code, err) == (0, "")
+    assert "Patching attn_out of the clean run into the corrupt run: 6 cells, 1 prompt." in out
+    row = next(line for line in out.splitlines() if line.strip().startswith("23 "))
+    assert row.split()[-1] == "0.86"  # the last position of the only layer
+    assert "2 iffel / osse" in out
+    assert "iffel" in (tmp_path / "s.html").read_text(encoding="utf-8")
+    code, out, err = cli(*sweep, "--sweep", "layer, pos", "--order", "gradient", "-o", "s.safetensors")
+    assert (code, err) == (0, "")
+    saved = Effects.load(tmp_path / "s.safetensors")
+    assert saved.approximate
+    assert saved.values.shape == (1, 1, 6)
+
+
+def test_patch_says_what_a_sweep_costs_and_runs_nothing(cli: Command) -> None:
+    code, out, err = cli(*PATCH, "--foil", "Rome", "--sweep", "layer,head", "--component", "head", "--explain")
+    assert (code, err) == (0, "")
+    assert "cells: 270 over 2 base runs" in out
+    assert "Strongest" not in out
+
+
 @pytest.mark.filterwarnings("always")
 def test_a_warning_is_one_line_on_stderr(cli: Command) -> None:
     code, out, err = cli(
@@ -218,6 +241,10 @@ def test_unknown_sites_are_one_line(cli: Command, sites: list[str], words: list[
         ([*PATCH, "--layer", "8", "--span", "London"], ["'London'"]),
         ([*PATCH, "--layer", "8", "--foil", "Paris"], ["same token"]),
         ([*PATCH, "--layer", "8", "--head", "1"], ["no heads"]),
+        ([*PATCH, "--sweep", "layer,tokens"], ["'layer', 'pos'", "tokens"]),
+        ([*PATCH, "--sweep", "layer,pos", "--metric", "loss"], ["logit_diff"]),
+        ([*PATCH, "--sweep", "layer,pos", "--align", "left"], ["equal length"]),
+        ([*PATCH, "--layer", "3", "--metric", "kl"], ["--sweep"]),
     ],
 )
 def test_patches_that_cannot_be_are_one_line(cli: Command, arguments: list[str], words: list[str]) -> None:

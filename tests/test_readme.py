@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/eiffel.md", "docs/tasks.md"])
 def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -38,6 +39,35 @@ def test_the_numbers_promised_beside_the_code_hold(demo: tuple) -> None:
     assert activations.attention_pattern(layer=6, head=3).shape == (5, 5)
 
 
+def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = "docs/eiffel.md"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), found)
+    residual, attention, mlp = (found[name].effect for name in ("residual", "attention", "mlp"))
+    claims = {
+        "restores\n96% of the answer": residual[4, 2],
+        "front of layer 23 (92%)": residual[23, 2],
+        "nothing is left (−1%)": residual[24, 2],
+        "37% in front of layer 23": residual[23, 5],
+        "91% behind it": residual[24, 5],
+        "its output alone restores 86%": attention[23, 5],
+        "(66%, 37%, 33% and 26%)": mlp[0, 2],
+        "Head 4 of layer 23 restores 56%": found["heads"].effect[23, 4],
+        "hardly matters (4%)": found["where"].effect[0, 4],
+        "share, restore 91%": found["what"].effect[0, 1],
+        "restores 94% [91%, 97%]": found["many"].effect[23],
+    }
+    for words, value in claims.items():
+        assert words in text
+        number = re.search(r"(−?)(\d+)%", words[words.index("restores") + 8 :] if "\n" in words else words)
+        assert number is not None
+        assert round(100 * float(value)) == int(number[2]) * (-1 if number[1] else 1), words
+    assert [round(100 * float(mlp[layer, 2])) for layer in (0, 4, 1, 6)] == [66, 37, 33, 26]
+
+
 def test_the_commands_shown_are_commands() -> None:
     shown = [
         line
@@ -45,7 +75,7 @@ def test_the_commands_shown_are_commands() -> None:
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

@@ -14,7 +14,6 @@ from interp_toolkit.circuits.dataset import Pairs
 from interp_toolkit.circuits.metrics import METRICS, Metric, MetricLike, Question, metric_of
 from interp_toolkit.errors import InterpWarning, MetricError, TokenError
 from interp_toolkit.model.cells import Base, Cell
-from interp_toolkit.model.machine import free_memory, token_bytes
 from interp_toolkit.model.plan import Plan, make_plan
 from interp_toolkit.model.wiring import Wiring
 
@@ -123,12 +122,6 @@ def plan_prompts(
             raise TokenError(f"prompt {short[0]} has one token, so there is no next token to have a loss")
     whole = None in needed
     answers = [prompts.targets[n] + prompts.foils[n] for n in numbers]
-    if whole:
-        # Passes hold logits beside what the planner counts: three times, in float32 at least.
-        device = next(wiring.base.parameters()).device
-        allowed = free_memory(device) // 2 if memory is None else memory
-        each = token_bytes(wiring, max(map(len, bases)))
-        memory = allowed * each // (each + 12 * size) if everywhere else allowed
     return make_plan(
         wiring.model,
         bases,

@@ -33,17 +33,18 @@ def token_bytes(wiring: Wiring, length: int) -> int:
     return size * (12 * layout.d_model + 4 * neurons + 2 * layout.num_heads * length)
 
 
-def token_limit(wiring: Wiring, length: int, memory: int | None) -> int:
+def token_limit(wiring: Wiring, length: int, memory: int | None, besides: int = 0) -> int:
     """How many tokens a pass may have.
 
     Args:
         wiring: the model.
         length: of the longest prompt.
         memory: bytes that may be used; half of what is free if it is not given.
+        besides: bytes that are kept for each token beside the pass, such as its logits.
     """
     device = next(wiring.base.parameters()).device
     allowed = free_memory(device) // 2 if memory is None else memory
-    fitting = allowed // token_bytes(wiring, length)
+    fitting = allowed // (token_bytes(wiring, length) + besides)
     return max(1, min(_AT_MOST.get(device.type, _ELSEWHERE), fitting))
 
 

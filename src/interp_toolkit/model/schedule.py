@@ -190,7 +190,7 @@ class Schedule:
         if self.known and task.reads:
             raise RunError(f"cell {self.known[0]} changes nothing, so there is nothing to read in it")
         works = [work for work in found if work is not None]
-        self.limit = token_limit(wiring, max(len(base) for base in task.bases), memory)
+        self.limit = token_limit(wiring, max(len(base) for base in task.bases), memory, self._logit_bytes())
         shape = Shape(
             layers=wiring.layout.num_layers,
             join=shortcuts.join and shortcuts.resume,
@@ -204,6 +204,15 @@ class Schedule:
             squares = any(change.site.component in ("scores", "pattern") for change in work.changes)
             alike.setdefault((len(task.bases[work.base]), squares), []).append(work)
         self.passes = [made for (length, _), group in alike.items() for made in pack(group, length, shape)]
+
+    def _logit_bytes(self) -> int:
+        """What whole logits take for each token of a pass: themselves, and in float32 for a metric."""
+        few = self.task.vocab is not None and self.shortcuts.readout is not None
+        if not self.task.logits or few:
+            return 0
+        size = next(self.wiring.base.parameters()).element_size() + 8
+        share = max(len(r) / len(b) for r, b in zip(self.task.readout, self.bases, strict=True))
+        return int(share * self.wiring.shapes.get("logits", (0,))[-1] * size)
 
     def _check_vocab(self) -> None:
         size = self.wiring.shapes.get("logits", (0,))[-1]
