@@ -13,13 +13,16 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers check clean demo docs format generated help test
+.PHONY: bench bench-peers check clean demo docs format generated help test test-slow
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/demo.html
 
 test: .venv/dev.stamp ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: .venv/dev.stamp ## Run the tests that are left out by default
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 bench: .venv/dev.stamp ## Measure speed and memory
 	$(BIN)/python benchmarks/readings.py

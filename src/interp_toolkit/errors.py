@@ -13,7 +13,9 @@ InterpError                       everything raised here on purpose
 ├── RunError                      a run that cannot be done as asked
 ├── TokenError                    a text that is not the tokens one would expect
 │   └── AlignmentError            two prompts that do not line up
-└── FileFormatError               a saved file that is not what it says
+├── FileFormatError               a saved file that is not what it says
+└── StoreError                    a store that cannot be read or written as asked
+    └── CorruptStoreError         a store that is not what was written
 
 InterpWarning                     a result that may not mean what it seems to
 ```
@@ -80,12 +82,21 @@ class FileFormatError(InterpError, ValueError):
     """A file that cannot be read as what it claims to be."""
 
 
+class StoreError(InterpError, ValueError):
+    """An activation store that cannot be read or written as asked."""
+
+
+class CorruptStoreError(StoreError):
+    """A store that is not what was written: damaged, incomplete, or changed by someone else."""
+
+
 class InterpWarning(UserWarning):
     """A result that may not mean what it seems to mean."""
 
 
 __all__ = [
     "AlignmentError",
+    "CorruptStoreError",
     "EditError",
     "FileFormatError",
     "InterpError",
@@ -95,6 +106,7 @@ __all__ = [
     "PositionError",
     "RunError",
     "SiteError",
+    "StoreError",
     "TokenError",
     "UnavailableSiteError",
     "UnknownSiteError",

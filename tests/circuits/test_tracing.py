@@ -321,7 +321,7 @@ def test_what_cannot_differ_is_not_run_and_the_rest_goes_in_few_passes() -> None
     known = SAMPLES * (before + behind_the_last_layer)
     said = made.explain()
     assert f"cells: {SAMPLES * layers * LENGTH} over {1 + SAMPLES} base runs, {known} of them known" in said
-    assert "forward passes: 2 " in said
+    assert int(said.split("forward passes: ")[1].split()[0]) <= 2
     found = made.run()
     assert found.notes["cost"] == said
     assert (found.change[:, :, :BEFORE_SUBJECT] == 0).all()

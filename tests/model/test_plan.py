@@ -23,7 +23,11 @@ COMPONENTS = (
     *("pattern", "scores", "head_out", "mlp_post"),
 )
 PLACES: tuple[tuple[int, ...], ...] = ((), (SHARED,), (4, 7, 8), (LENGTH - 1,), (1, 6), (5,))
-EVERY = [(name, implementation) for name, family in FAMILIES.items() for implementation in family.implementations]
+EVERY = [
+    pytest.param(name, implementation, marks=pytest.mark.slow if number else ())
+    for name, family in FAMILIES.items()
+    for number, implementation in enumerate(family.implementations)
+]
 IN_FLOAT64 = [
     *("gpt2", "gpt_neox", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "mistral", "gemma2", "cohere", "granite"),
     *("glm4", "minicpm3"),

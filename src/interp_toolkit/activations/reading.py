@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.errors import FileFormatError, SiteError, UnavailableSiteError
 from interp_toolkit.model.attention import Squares
 from interp_toolkit.model.heads import head_outputs
@@ -232,9 +230,6 @@ class Activations:
 
     def save(self, path: str | Path) -> Path:
         """Write everything held to a safetensors file. Scores and patterns are in it if they were read or asked for."""
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}")
         shared: dict[int, str] = {}
         same: dict[str, str] = {}
         tensors: dict[str, Tensor] = {}
@@ -255,9 +250,7 @@ class Activations:
             "same": same,
             "kept": None if self._keep is None else repr(self._keep),
         }
-        metadata = {"format": _FORMAT, "about": json.dumps(about), "provenance": self.provenance.to_json()}
-        save_file(tensors, target, metadata=metadata)
-        return target
+        return save_tensors(path, tensors, kind=_FORMAT, about=about, provenance=self.provenance)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Activations:
@@ -266,23 +259,14 @@ class Activations:
         Raises:
             FileFormatError: when the file is not one, or is damaged.
         """
+        tensors, about, provenance = load_tensors(path, kind=_FORMAT, what="saved activations", device=device)
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise FileFormatError(f"{path} cannot be read as saved activations: {error}") from error
-        if metadata.get("format") != _FORMAT:
-            raise FileFormatError(f"{path} holds {metadata.get('format', 'something else')!r}, not {_FORMAT!r}")
-        try:
-            return cls._from_parts(tensors, json.loads(metadata["about"]), metadata["provenance"])
+            return cls._from_parts(tensors, about, provenance)
         except (KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
     @classmethod
-    def _from_parts(cls, tensors: dict[str, Tensor], about: dict[str, Any], provenance: str) -> Activations:
+    def _from_parts(cls, tensors: dict[str, Tensor], about: dict[str, Any], provenance: Provenance) -> Activations:
         ids, mask = tensors.pop("tokens.ids").cpu(), tensors.pop("tokens.mask").cpu()
         offsets = about["offsets"]
         tokens = Tokens(
@@ -298,7 +282,7 @@ class Activations:
         return cls(
             readings=readings,
             tokens=tokens,
-            provenance=Provenance.from_json(provenance),
+            provenance=provenance,
             num_layers=about["num_layers"],
             keep=None if about["kept"] is None else Positions(),
         )

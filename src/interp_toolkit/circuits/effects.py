@@ -6,10 +6,9 @@ Sign convention, here and everywhere: a positive effect is **towards the clean a
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.circuits.results import Direction
 from interp_toolkit.circuits.statistics import Estimate, bootstrap_ratio
 from interp_toolkit.errors import FileFormatError, RunError
@@ -256,14 +256,9 @@ class Effects:
 
     def save(self, path: str | Path) -> Path:
         """Write it as safetensors."""
-        from safetensors.torch import save_file
-
-        target = Path(path)
-        facts = {name: value for name, value in self.__dict__.items() if name not in (*_TENSORS, "provenance")}
-        text = json.dumps({"format": _FORMAT, **facts, "provenance": asdict(self.provenance)}, ensure_ascii=False)
+        about = {name: value for name, value in self.__dict__.items() if name not in (*_TENSORS, "provenance")}
         tensors = {name: getattr(self, name).contiguous().clone() for name in _TENSORS}
-        save_file(tensors, target, metadata={"effects": text})
-        return target
+        return save_tensors(path, tensors, kind=_FORMAT, about=about, provenance=self.provenance)
 
     @classmethod
     def load(cls, path: str | Path) -> Effects:
@@ -272,19 +267,12 @@ class Effects:
         Raises:
             FileFormatError: when it is something else.
         """
-        from safetensors import SafetensorError, safe_open
-
+        tensors, about, provenance = load_tensors(path, kind=_FORMAT, what="saved effects")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["effects"])
-                if facts.pop("format") != _FORMAT:
-                    raise FileFormatError(f"{path} holds effects of another version")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            facts["provenance"] = Provenance(**facts["provenance"])
-            facts["axes"] = tuple(facts["axes"])
-            facts["labels"] = tuple(tuple(names) for names in facts["labels"])
-            return cls(**facts, **tensors)
-        except (SafetensorError, ValueError, KeyError, TypeError, RunError) as error:
+            about["axes"] = tuple(about["axes"])
+            about["labels"] = tuple(tuple(names) for names in about["labels"])
+            return cls(**(about | tensors), provenance=provenance)
+        except (ValueError, KeyError, TypeError, RunError) as error:
             raise FileFormatError(f"{path} cannot be read as saved effects: {error}") from error
 
 

@@ -191,8 +191,8 @@ def patch_sweep(
         ...     model, "The capital of France is", "The capital of Italy is", answers=("Paris", "Rome"))
         >>> effects.axes, tuple(effects.values.shape)
         (('layer', 'pos'), (1, 30, 5))
-        >>> effects.strongest(1)[0][0]
-        ('0', '3 France / Italy')
+        >>> effects.labels[1][3], round(float(effects.effect[0, 3]), 2)  # there everything starts
+        ('3 France / Italy', 1.0)
     """
     sweep = prepare_sweep(
         model,

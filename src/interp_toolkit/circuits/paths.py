@@ -107,7 +107,7 @@ def path_patch(
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=11)).eval()
-        >>> effects = path_patch(model, [1, 2, 3, 4], [1, 5, 3, 4], answers=(6, 7), metric="logit_diff",
+        >>> effects = path_patch(model, [1, 2, 3, 4], [1, 5, 3, 4], metric="kl",
         ...                      path=["L0H1", "L1H0.v", Node("L2MLP", positions=-1), "logits"])
         >>> effects.labels
         (('L0H1 → L1H0.v → L2MLP → logits',),)
@@ -191,7 +191,7 @@ def path_sweep(
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=11)).eval()
-        >>> effects = path_sweep(model, [1, 2, 3, 4], [1, 5, 3, 4], answers=(6, 7), receivers=["L2H0.q", "L2H1.q"])
+        >>> effects = path_sweep(model, [1, 2, 3, 4], [1, 5, 3, 4], metric="kl", receivers=["L2H0.q", "L2H1.q"])
         >>> effects.axes, effects.values.shape
         (('layer', 'head'), torch.Size([1, 3, 2]))
         >>> effects.values.isnan()[0, :, 0]

@@ -6,7 +6,6 @@ reference dataset, its mean there at the same position, or its value on another 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.circuits.dataset import prepare_prompts
 from interp_toolkit.errors import FileFormatError, InterpWarning, PositionError, RunError, SiteError
 from interp_toolkit.model.layout import Layout
@@ -209,16 +209,11 @@ class Reference:
 
     def save(self, path: str | Path) -> Path:
         """Write it as safetensors."""
-        from safetensors.torch import save_file
-
-        target = Path(path)
         about = {"bank": self.bank, "num_layers": self.num_layers}
         tensors = {"counts": self.counts.contiguous().clone()}
         tensors |= {f"mean/{site}": x.contiguous().clone() for site, x in self.means.items()}
         tensors |= {f"positional/{site}": x.contiguous().clone() for site, x in self.positional.items()}
-        metadata = {"format": _FORMAT, "about": json.dumps(about), "provenance": self.provenance.to_json()}
-        save_file(tensors, target, metadata=metadata)
-        return target
+        return save_tensors(path, tensors, kind=_FORMAT, about=about, provenance=self.provenance)
 
     @classmethod
     def load(cls, path: str | Path, *, model: nn.Module | None = None, layout: Layout | None = None) -> Reference:
@@ -233,20 +228,9 @@ class Reference:
             FileFormatError: when it is something else.
             RunError: when it comes from a model with another layout.
         """
-        from safetensors import SafetensorError, safe_open
-
+        tensors, about, provenance = load_tensors(path, kind=_FORMAT, what="a saved reference")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise FileFormatError(f"{path} cannot be read as a saved reference: {error}") from error
-        if metadata.get("format") != _FORMAT:
-            raise FileFormatError(f"{path} holds {metadata.get('format', 'something else')!r}, not {_FORMAT!r}")
-        try:
-            found = cls._from_parts(tensors, json.loads(metadata["about"]), metadata["provenance"])
+            found = cls._from_parts(tensors, about, provenance)
         except (KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path} is damaged: {type(error).__name__} {error}") from error
         if model is not None:
@@ -254,7 +238,7 @@ class Reference:
         return found
 
     @classmethod
-    def _from_parts(cls, tensors: dict[str, Tensor], about: dict[str, Any], provenance: str) -> Reference:
+    def _from_parts(cls, tensors: dict[str, Tensor], about: dict[str, Any], provenance: Provenance) -> Reference:
         number = int(about["num_layers"])
 
         def named(prefix: str) -> dict[Site, Tensor]:
@@ -267,7 +251,7 @@ class Reference:
             counts=tensors["counts"],
             bank=tuple(tuple(int(i) for i in row) for row in about["bank"]),
             num_layers=number,
-            provenance=Provenance.from_json(provenance),
+            provenance=provenance,
         )
 
     def __repr__(self) -> str:
