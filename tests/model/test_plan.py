@@ -23,11 +23,8 @@ COMPONENTS = (
     *("pattern", "scores", "head_out", "mlp_post"),
 )
 PLACES: tuple[tuple[int, ...], ...] = ((), (SHARED,), (4, 7, 8), (LENGTH - 1,), (1, 6), (5,))
-EVERY = [
-    pytest.param(name, implementation, marks=pytest.mark.slow if number else ())
-    for name, family in FAMILIES.items()
-    for number, implementation in enumerate(family.implementations)
-]
+EVERY = [(name, implementation) for name, family in FAMILIES.items() for implementation in family.implementations]
+FIRST = {name: family.implementations[0] for name, family in FAMILIES.items()}
 IN_FLOAT64 = [
     *("gpt2", "gpt_neox", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "mistral", "gemma2", "cohere", "granite"),
     *("glm4", "minicpm3"),
@@ -57,11 +54,14 @@ def mixed_cells(model: Any, turn: int = 0) -> list[Cell]:
 # --- every family -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "implementation"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [pytest.param(n, kind, marks=() if kind == FIRST[n] else pytest.mark.slow) for n, kind in EVERY],
+)
 def test_swaps_of_every_kind_give_the_numbers_of_one_full_pass_each(name: str, implementation: str) -> None:
     model = model_of(name, implementation)
     turn = EVERY.index((name, implementation))
-    default = implementation == FAMILIES[name].implementations[0]
+    default = implementation == FIRST[name]
     plan = check(model, prompts(), mixed_cells(model, turn)[turn % 2 :: 2 if default else 6])
     assert plan.cost.passes <= len(plan.schedule.cells) / 2
     assert set(plan.cost.shortcuts) >= {"resume", "prefix"}
