@@ -10,15 +10,31 @@ activations.attention_pattern(layer=6, head=3)  # (seq_len, seq_len)
 ```
 """
 
-from interp_toolkit.activations import ActivationCache, Activations
-from interp_toolkit.circuits import activation_patch
+from typing import TYPE_CHECKING
+
 from interp_toolkit.errors import InterpError, InterpWarning
-from interp_toolkit.model import Edit, Layout, Site, Span, editing, load_model, run, verify
+from interp_toolkit.lazy import exports
+
+if TYPE_CHECKING:
+    from interp_toolkit.activations import ActivationCache, Activations, ActivationStore, extract
+    from interp_toolkit.circuits import activation_patch, patch_sweep
+    from interp_toolkit.model import Edit, Layout, Site, Span, editing, load_model, run, verify
 
 __version__ = "0.1.0"
 
+__getattr__ = exports(
+    __name__,
+    {
+        "activations": ["ActivationCache", "ActivationStore", "Activations", "extract"],
+        "circuits": ["activation_patch", "patch_sweep"],
+        "model": ["Edit", "Layout", "Site", "Span", "editing", "load_model", "run", "verify"],
+    },
+    ["activations", "circuits", "model", "tasks", "visualization"],
+)
+
 __all__ = [
     "ActivationCache",
+    "ActivationStore",
     "Activations",
     "Edit",
     "InterpError",
@@ -29,7 +45,9 @@ __all__ = [
     "__version__",
     "activation_patch",
     "editing",
+    "extract",
     "load_model",
+    "patch_sweep",
     "run",
     "verify",
 ]

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,33 @@ Documents = Any
 """A file, or an iterable of texts, of token ids, or of records (dictionaries) with one of them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Documents, and how they become sequences.
+
+    Args:
+        source: a `.jsonl`, `.parquet` or `.txt` file (a document in each line; `.gz` too), a dataset of Hugging Face
+            `datasets`, or any iterable of texts, of token ids, or of records with a text or `input_ids`.
+        text: the field of a record that holds its text.
+        columns: fields of the records that are stored with each document, such as `("label", "source")`; by default
+            `id` and `label` where records have them.
+        packing: `"whole"`: each document is a sequence of its own; `"packed"`: documents follow each other in
+            sequences of the full length, and see what stands before them.
+        long: what becomes of documents longer than a sequence: an `"error"`, `"split"` into several sequences that do
+            not see each other, or `"truncate"`.
+        separator: the token between packed documents; by default the tokenizer's end token. It is never stored.
+        special_tokens: whether the tokenizer's special tokens are stored.
+    """
+
+    source: Documents
+    text: str = "text"
+    columns: Sequence[str] | None = None
+    packing: Literal["whole", "packed"] = "whole"
+    long: Literal["error", "split", "truncate"] = "error"
+    separator: int | None = None
+    special_tokens: bool = True
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Document:
     """One document, cut into tokens.
@@ -41,7 +68,7 @@ class Document:
         spans: spans of its tokens that are to be kept.
     """
 
-    ids: NDArray[np.int32]
+    ids: NDArray[np.int64]
     special: NDArray[np.bool_]
     columns: dict[str, Any] = field(default_factory=dict)
     spans: tuple[tuple[int, int], ...] | None = None
@@ -270,4 +297,4 @@ def _check(document: Document, number: int, reading: Reading) -> None:
         raise TokenError(f"{name}: token id {wrong} is outside of the model's vocabulary of {reading.vocabulary:,}")
 
 
-__all__ = ["Document", "Documents", "Reading", "documents"]
+__all__ = ["Corpus", "Document", "Documents", "Reading", "documents"]

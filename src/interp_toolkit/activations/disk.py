@@ -51,6 +51,12 @@ def write_new(path: Path, chunks: Iterable[Chunk]) -> tuple[int, str]:
     return size, digest
 
 
+def copy_new(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file under a new name, as `write_new` writes."""
+    with source.open("rb") as file:
+        return write_new(target, iter(lambda: file.read(_CHUNK), b""))
+
+
 def _write_all(descriptor: int, chunks: Iterable[Chunk]) -> tuple[int, str]:
     size, digest = 0, xxhash.xxh3_128()
     for chunk in chunks:
@@ -79,6 +85,10 @@ def publish(path: Path, data: bytes) -> bool:
         os.link(draft, path)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # someone else was first, and cleaned up
+        if path.exists():
+            return False
+        raise
     except OSError as error:
         if error.errno in _NO_LINKS:
             raise StoreError(
@@ -195,6 +205,7 @@ def read_record(path: Path) -> dict[str, Any]:
 __all__ = [
     "Chunk",
     "canonical",
+    "copy_new",
     "discard",
     "hash_of",
     "make_folder",

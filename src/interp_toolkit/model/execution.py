@@ -16,6 +16,7 @@ from interp_toolkit.errors import EditError, RunError
 from interp_toolkit.model.base_runs import BaseGroup, Kept, KeysValues, base_groups
 from interp_toolkit.model.cells import RowEdit, RowSwap, Work, entering_stream
 from interp_toolkit.model.forward import execute
+from interp_toolkit.model.machine import out_of_memory
 from interp_toolkit.model.packing import Pass
 from interp_toolkit.model.schedule import Answer, Schedule
 from interp_toolkit.model.session import logits_of
@@ -121,7 +122,7 @@ class Execution:
             through = bool(changes)
             outputs, readings = self._pass(ids, {}, changes, group.reads, columns, cache=cache, through=through)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(numbers) == 1:
                 raise _too_large(ids.shape[1]) from error
@@ -149,7 +150,7 @@ class Execution:
         try:
             found = self._cells_pass(made)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(made.jobs) == 1:
                 raise _too_large(made.width) from error
@@ -317,10 +318,6 @@ def _too_large(width: int) -> RunError:
 def _empty_cache() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 __all__ = ["Execution", "RowChanges"]

@@ -48,4 +48,9 @@ def token_limit(wiring: Wiring, length: int, memory: int | None, besides: int = 
     return max(1, min(_AT_MOST.get(device.type, _ELSEWHERE), fitting))
 
 
-__all__ = ["free_memory", "token_bytes", "token_limit"]
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+__all__ = ["free_memory", "out_of_memory", "token_bytes", "token_limit"]

@@ -1,0 +1,71 @@
+"""Making one store of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from interp_toolkit.activations.attempts import begin_attempt, end_attempt
+from interp_toolkit.activations.computing import bytes_of, token_parts
+from interp_toolkit.activations.disk import Chunk, copy_new, discard, hash_of
+from interp_toolkit.activations.files import map_arrays, size_of
+from interp_toolkit.activations.ledger import Ledger
+from interp_toolkit.activations.planning import Plan
+from interp_toolkit.errors import CorruptStoreError, StoreError
+
+
+def merge(sources: Sequence[Ledger], path: Path) -> None:
+    """Copy stores of the same model, sites and options into one, in their order; call it again to go on.
+
+    Raises:
+        StoreError: when they do not fit together, one is not complete, or something else is at `path`.
+        CorruptStoreError: when one is damaged.
+    """
+    if not sources:
+        raise StoreError("there is no store to merge")
+    for source in sources:
+        source.expect(sources[0].configuration)
+        if len(source.committed()) < source.num_shards or not source.num_shards:
+            raise StoreError(f"{source.path} is not complete: finish its extraction first")
+    ledger = Ledger.create(path, sources[0].configuration)
+    wanted = [(source, plan) for source in sources for plan in source.plans]
+    attempt = begin_attempt(ledger.path)
+    for number, (source, plan) in enumerate(wanted):
+        if number == len(ledger.plans):
+            _add(ledger, plan)
+        mine = ledger.plans[number]
+        if mine.facts.digest != plan.facts.digest:
+            raise StoreError(f"{path} is a store of other documents, and stays as it is: choose another path")
+        for theirs, ours in zip(plan.shards, mine.shards, strict=True):
+            if not ledger.is_committed(ours):
+                _copy(source, theirs, ledger, ours, attempt)
+    end_attempt(ledger.path, attempt)
+    ledger.seal()
+
+
+def _add(ledger: Ledger, plan: Plan) -> None:
+    attempt = begin_attempt(ledger.path)
+    facts = replace(plan.facts, attempt=attempt, first=ledger.next_numbers)
+    copy = Plan(facts, ledger.path / f"plan/{attempt}.safetensors")
+    plan.check()
+    copy_new(plan.path, copy.path)
+    if not ledger.add_plan(copy):
+        discard(copy.path)
+    end_attempt(ledger.path, attempt)
+
+
+def _copy(source: Ledger, theirs: int, ledger: Ledger, ours: int, attempt: str) -> None:
+    """Copy a shard; only its numbers of sequences and documents change."""
+    commit = source.commit(theirs)
+    work = ledger.plan_of(ours).work(ours)
+    parts: list[list[Chunk]] = [token_parts(work)]
+    for n, kinds in enumerate(source.arrays(len(work.shard.rows))[1:], start=1):
+        file = source.file(theirs, commit.attempt, n)
+        if hash_of(file) != (size_of(kinds), commit.digests[n]):
+            raise CorruptStoreError(f"{file} is damaged: its content is not what was written")
+        parts.append([bytes_of(map_arrays(file, kinds)["x"])])
+    ledger.write(work.shard, parts, attempt, commit.environment)
+
+
+__all__ = ["merge"]
