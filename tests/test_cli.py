@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import interp_toolkit.model
 from interp_toolkit import Activations, __version__, load_model
 from interp_toolkit.circuits import Effects, PatchResult
-from interp_toolkit.cli import main, table
+from interp_toolkit.cli import main
+from interp_toolkit.cli.console import table
 
 WORDS = "The capital of France is"
 EIFFEL, COLOSSEUM = "The Eiffel Tower is in", "The Colosseum is in"

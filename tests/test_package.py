@@ -300,7 +300,7 @@ def test_only_the_command_line_prints() -> None:
     printing = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
         for path in FILES
-        if path.name != "cli.py"
+        if path.parent.name != "cli"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]

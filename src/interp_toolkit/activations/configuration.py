@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "interp_toolkit.store/1"
 LONGEST_ROW = 1 << 24
+_ELSEWHERE = ("model", "revision", "versions")
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,12 @@ class Configuration:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of all that decides which numbers are stored; versions of libraries are left out."""
+        """The sha256 of all that decides which numbers are stored.
+
+        Versions of libraries are left out, and so is where the model lay: its weights say which one it is.
+        """
         facts = self.to_json()
-        facts["provenance"] = {name: value for name, value in facts["provenance"].items() if name != "versions"}
+        facts["provenance"] = {name: value for name, value in facts["provenance"].items() if name not in _ELSEWHERE}
         return hashlib.sha256(canonical([FORMAT, facts])).hexdigest()
 
     def differences(self, other: Configuration) -> list[str]:
@@ -135,7 +139,8 @@ class Configuration:
         return [
             f"{name}: {_shown(theirs[name])} there, {_shown(mine[name])} here"
             for name in mine
-            if name != "versions" and mine[name] != theirs[name]
+            if mine[name] != theirs[name]
+            and (name not in _ELSEWHERE or (name == "model" and self.weights != other.weights))
         ]
 
     def with_model(self, provenance: Provenance) -> Configuration:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp_toolkit.cli.console import load, model_options, note, table
+from interp_toolkit.cli.store import add_store
 from interp_toolkit.errors import InterpError, InterpWarning, RunError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from interp_toolkit.circuits import Effects
 
 
@@ -58,8 +58,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     from interp_toolkit.showcase import showcase
 
     began = time.perf_counter()
-    model, tokenizer = _load(arguments)
-    found = showcase(model, tokenizer, note=_note)
+    model, tokenizer = load(arguments)
+    found = showcase(model, tokenizer, note=note)
     print(f"\n“{found.prompt}” continues with")
     print(table(["token", "probability"], [(repr(t), f"{p:.2f}") for t, p in found.answers]))
     print(f"\nHeads whose last position looks at {found.subject!r}")
@@ -79,8 +79,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from interp_toolkit.model import COMPONENTS, verify
 
-    model, _ = _load(arguments)
-    _note("verifying")
+    model, _ = load(arguments)
+    note("verifying")
     report = verify(model)
     layout = report.layout
     facts = [
@@ -119,7 +119,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _cache(arguments: argparse.Namespace) -> None:
     from interp_toolkit.activations import ActivationCache
 
-    model, tokenizer = _load(arguments)
+    model, tokenizer = load(arguments)
     sites = None if arguments.sites is None else [n for part in arguments.sites for n in part.split(",") if n]
     if sites == []:
         raise RunError("--sites names no site: give some, such as resid_post pattern.5 L5H1, or leave it out")
@@ -149,7 +149,7 @@ def _patch(arguments: argparse.Namespace) -> None:
         return
     if arguments.order or arguments.metric or arguments.explain:
         raise RunError("--order, --metric and --explain are for sweeps: give --sweep layer,pos")
-    model, tokenizer = _load(arguments)
+    model, tokenizer = load(arguments)
     where: Any = Span(arguments.span) if arguments.span else arguments.position
     answers = None if arguments.foil is None else (arguments.target, arguments.foil)
     result = activation_patch(
@@ -199,7 +199,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     if arguments.align:
         raise RunError("a sweep compares position with position: use prompts of equal length, without --align")
-    model, tokenizer = _load(arguments)
+    model, tokenizer = load(arguments)
     index = arguments.head if arguments.neuron is None else arguments.neuron
     where: Any = Span(arguments.span) if arguments.span else arguments.position
     sweep = prepare_sweep(
@@ -254,24 +254,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"interp-toolkit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="look at one fact in a small model, from start to finish")
-    _model_options(demo, positional=False)
+    model_options(demo, positional=False)
     demo.add_argument("-o", "--output", type=Path, default=Path("interp-toolkit-demo.html"), help="where the page goes")
     demo.set_defaults(command=_demo)
     inspect = commands.add_parser("inspect", help="how a model is laid out, and which sites are verified")
-    _model_options(inspect)
+    model_options(inspect)
     inspect.set_defaults(command=_inspect)
     cache = commands.add_parser("cache", help="run a model on a text and save its activations")
-    _model_options(cache)
+    model_options(cache)
     cache.add_argument("text", metavar="TEXT", help="the prompt")
     cache.add_argument("--sites", nargs="+", metavar="SITE", help="what to read, such as resid_post pattern.5 L5H1")
     cache.add_argument("-o", "--output", type=Path, metavar="FILE", help="a safetensors file to write")
     cache.set_defaults(command=_cache)
     _patch_options(commands.add_parser("patch", help="put an activation of one prompt's run into another's"))
+    add_store(commands.add_parser("store", help="extract activations over a corpus, and look after what is stored"))
     return parser
 
 
 def _patch_options(patch: argparse.ArgumentParser) -> None:
-    _model_options(patch)
+    model_options(patch)
     patch.add_argument("--clean", required=True, metavar="TEXT", help="the prompt that shows the behaviour")
     patch.add_argument("--corrupt", required=True, metavar="TEXT", help="the matched prompt that does not")
     patch.add_argument("--target", required=True, metavar="TOKEN", help="the clean answer, such as Paris")
@@ -317,62 +318,7 @@ def _patch_options(patch: argparse.ArgumentParser) -> None:
     patch.set_defaults(command=_patch)
 
 
-def _model_options(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
-    if positional:
-        parser.add_argument("model", metavar="MODEL", help="'demo', a hub id, or a folder")
-    else:
-        parser.add_argument("--model", default="demo", help="'demo' (default), a hub id, or a folder")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cpu)")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (default: the model's own)"
-    )
-
-
 # --- means --------------------------------------------------------------------------------------------------------
-
-
-def _load(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-
-    from interp_toolkit.model import load_model
-
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    _note(f"loading {arguments.model}")
-    return load_model(arguments.model, dtype=dtype, device=arguments.device)
-
-
-def _note(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{text} …", file=sys.stderr)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, numbers to the right.
-
-    Example:
-        >>> print(table(["head", "attention"], [("L5H1", "0.50")]))
-        head  attention
-        ----  ---------
-        L5H1       0.50
-    """
-    widths = [max(len(line[n]) for line in [headers, *rows]) for n in range(len(headers))]
-    right = [bool(rows) and all(_is_number(row[n]) for row in rows) for n in range(len(headers))]
-    lines = [headers, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if side else cell.ljust(width)
-            for cell, width, side in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.rstrip("%").replace("−", "-"))
-    except ValueError:
-        return text in ("", "–")
-    return True
 
 
 def _by_layer(effects: dict[str, tuple[float, ...]]) -> str:
@@ -404,5 +350,4 @@ def _span(sites: Sequence[Any]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["build_parser", "main"]
