@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers check clean demo docs format generated help test test-slow
+.PHONY: bench bench-peers check clean demo docs format generated help test test-slow torture
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/demo.html
@@ -26,6 +26,10 @@ test-slow: .venv/dev.stamp ## Run the tests that are left out by default
 
 bench: .venv/dev.stamp ## Measure speed and memory
 	$(BIN)/python benchmarks/readings.py
+	$(BIN)/python benchmarks/store.py
+
+torture: .venv/dev.stamp ## Kill, damage and race activation stores, and count what is lost
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(TORTURE)
 
 bench-peers: .venv-peers/peers.stamp ## Time sweeps against TransformerLens and nnsight; PEERS=--help shows the choices
 	TQDM_DISABLE=1 .venv-peers/bin/python benchmarks/peers.py $(PEERS)

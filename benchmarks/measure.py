@@ -39,30 +39,35 @@ def interleaved(
     jobs: Mapping[str, tuple[Callable[[], object], float | None]],
     *,
     rounds: int = 15,
+    name: str = "bare forward pass",
+    ready: Callable[[], object] | None = None,
 ) -> list[Timing]:
     """Time jobs against a reference, in turn, after one round of warming up.
 
-    Each job of a round is divided by the mean of the reference before and after it.
+    Each job of a round is divided by the mean of the reference before and after it. `ready` is called before every
+    timing, such as to empty the processor's caches.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    ratios: dict[str, list[float]] = {name: [] for name in jobs}
+    seconds: dict[str, list[float]] = {title: [] for title in jobs}
+    ratios: dict[str, list[float]] = {title: [] for title in jobs}
     bare: list[float] = []
     for count in range(rounds + 1):
-        for name, (job, _) in jobs.items():
-            before, spent, after = _timed(reference), _timed(job), _timed(reference)
+        for title, (job, _) in jobs.items():
+            before, spent, after = _timed(reference, ready), _timed(job, ready), _timed(reference, ready)
             if count:
                 bare += [before, after]
-                seconds[name].append(spent)
-                ratios[name].append(2 * spent / (before + after))
-    first = Timing(name="bare forward pass", seconds=tuple(bare), ratios=(1.0,))
+                seconds[title].append(spent)
+                ratios[title].append(2 * spent / (before + after))
+    first = Timing(name=name, seconds=tuple(bare), ratios=(1.0,))
     rest = [
-        Timing(name=name, seconds=tuple(seconds[name]), ratios=tuple(ratios[name]), limit=limit)
-        for name, (_, limit) in jobs.items()
+        Timing(name=title, seconds=tuple(seconds[title]), ratios=tuple(ratios[title]), limit=limit)
+        for title, (_, limit) in jobs.items()
     ]
     return [first, *rest]
 
 
-def _timed(job: Callable[[], object]) -> float:
+def _timed(job: Callable[[], object], ready: Callable[[], object] | None) -> float:
+    if ready is not None:
+        ready()
     began = time.perf_counter()
     job()
     return time.perf_counter() - began

@@ -19,7 +19,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/tasks.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/tasks.md", "docs/store.md"])
 def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -73,11 +73,12 @@ def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: p
 def test_the_commands_shown_are_commands() -> None:
     shown = [
         line
-        for block in blocks("README.md", "bash")
+        for page in ("README.md", "docs/store.md")
+        for block in blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 4
+    assert len(shown) == 10
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

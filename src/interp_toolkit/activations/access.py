@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp_toolkit.activations.files import as_tensor, torch_type
+from interp_toolkit.activations.files import as_tensor, numpy_type, torch_type
+from interp_toolkit.activations.gathering import gather
 from interp_toolkit.activations.shards import Shards
 from interp_toolkit.errors import StoreError
 from interp_toolkit.model.sites import Site
 
 Rows = int | slice | range | Sequence[int] | Sequence[bool] | NDArray[Any] | Tensor
 """How rows are asked for."""
+
+
+_MOST_FILES = 2048
+"""Files that are mapped at the same time, for one reading."""
 
 
 class SiteView:
@@ -34,11 +39,12 @@ class SiteView:
         self._which = which
         self._name = name
         self._select = select
+        self._kind = shards.kind(which, name)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows, then what one row has."""
-        shape = list(self._shards.kind(self._which, self._name).shape)
+        shape = [len(self), *self._kind.shape[1:]]
         if self._select is not None:
             shape.pop(self._select[0])
         return tuple(shape)
@@ -55,11 +61,11 @@ class SiteView:
 
     @property
     def _kind_name(self) -> str:
-        return self._shards.kind(self._which, self._name).dtype
+        return self._kind.dtype
 
     def __len__(self) -> int:
         """How many rows it has."""
-        return self._shards.ledger.num_rows
+        return self._shards.total
 
     def __repr__(self) -> str:
         """Site, shape and type in a line."""
@@ -71,11 +77,27 @@ class SiteView:
         Raises:
             StoreError: for rows that there are not, or that are not written yet.
         """
+        if isinstance(rows, tuple):
+            raise StoreError(
+                f"a site is read by row only: write view[rows] first, then [...] what you want, not {rows}"
+            )
         if isinstance(rows, slice):
             return self._tensor(self._slice(rows))
+        if isinstance(rows, Tensor | np.ndarray) and rows.ndim == 0 and rows.dtype not in (bool, torch.bool):
+            return self[int(rows.item())]
         if isinstance(rows, int | np.integer):
             return self._tensor(self._gather(self.numbers([int(rows)])))[0]
         return self._tensor(self._gather(self.numbers(rows)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Each row."""
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows for numpy, which knows no bfloat16 and gets float32 for it."""
+        x = self[:]
+        found = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        return np.array(found, dtype=dtype) if copy else np.asarray(found, dtype=dtype)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return as_tensor(array, self._kind_name)
@@ -118,7 +140,7 @@ class SiteView:
         return array[(slice(None),) * dim + (index,)]
 
     def _empty(self, rows: int) -> NDArray[Any]:
-        return np.empty((rows, *self.shape[1:]), dtype=self._shards.kind_on_disk(self._which, self._name))
+        return np.empty((rows, *self.shape[1:]), dtype=numpy_type(self._kind.dtype))
 
     def _slice(self, rows: slice) -> NDArray[Any]:
         begin, end, step = rows.indices(len(self))
@@ -127,7 +149,7 @@ class SiteView:
         if end <= begin:
             return self._empty(0)
         starts = self._shards.starts
-        first, last = (int(n) for n in self._shards.shards_of(np.asarray([begin, end - 1])))
+        first, last = self._shards.shard_of(begin), self._shards.shard_of(end - 1)
         if first == last:
             offset = int(starts[first])
             return self._array(first)[begin - offset : end - offset]
@@ -139,35 +161,19 @@ class SiteView:
         return found
 
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        found = self._empty(len(rows))
         if not len(rows):
-            return found
-        starts = self._shards.starts
+            return self._empty(0)
         shards = self._shards.shards_of(rows)
-        first, last = int(shards.min()), int(shards.max())
-        if first == last:
-            _take(self._array(first), rows - starts[first], found)
+        used = np.flatnonzero(np.bincount(shards))
+        if len(used) > _MOST_FILES:
+            half = shards <= used[len(used) // 2]
+            found = self._empty(len(rows))
+            found[half], found[~half] = self._gather(rows[half]), self._gather(rows[~half])
             return found
-        order = None if (np.diff(shards) >= 0).all() else np.argsort(shards.astype(np.int32), kind="stable")
-        ordered, rows = (shards, rows) if order is None else (shards[order], rows[order])
-        edges = np.searchsorted(ordered, np.arange(first, last + 2))
-        for shard in range(first, last + 1):
-            a, b = int(edges[shard - first]), int(edges[shard - first + 1])
-            if a == b:
-                continue
-            local = rows[a:b] - starts[shard]
-            if order is None:
-                _take(self._array(shard), local, found[a:b])
-            else:
-                found[order[a:b]] = self._array(shard)[local]
-        return found
-
-
-def _take(array: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-    if array.flags.c_contiguous:
-        np.take(array, rows, axis=0, out=out, mode="clip")  # another mode would take a detour over a buffer
-    else:
-        out[:] = array[rows]
+        arrays = [self._array(int(shard)) for shard in used]
+        number = np.zeros(int(used[-1]) + 1, dtype=np.int64)
+        number[used] = np.arange(len(used))
+        return gather(arrays, number[shards], rows - self._shards.starts[shards])
 
 
 __all__ = ["Rows", "SiteView"]

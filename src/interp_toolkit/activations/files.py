@@ -40,7 +40,8 @@ _TYPES = {
 FLOATS = ("float32", "bfloat16", "float16")
 """The types in which activations are stored."""
 
-_ALIGNMENT = 64
+_ALIGNMENT = 4096
+"""Data begins with a page, so that a row lies in as few pages as it can."""
 
 
 def torch_type(name: str) -> torch.dtype:
@@ -119,7 +120,7 @@ def map_arrays(path: Path, arrays: Sequence[Array]) -> dict[str, NDArray[Any]]:
         if found != expected:
             raise CorruptStoreError(f"{path} is damaged: it has {found:,} bytes, but {expected:,} were written")
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # cut off since its size was taken
         raise CorruptStoreError(f"{path} cannot be read: {error}") from error
     finally:
         os.close(descriptor)
@@ -195,7 +196,7 @@ def load_tensors(
         raise FileFormatError(f"{path} holds {metadata.get('format', 'something else')!r}, not {kind!r}")
     try:
         return tensors, dict(json.loads(metadata["about"])), Provenance.from_json(metadata["provenance"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 

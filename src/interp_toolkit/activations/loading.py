@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Sites = Site | str | Sequence[Site | str]
 
+Numbers = range | NDArray[np.int64]
+"""Numbers of rows."""
+
 _PIECE = 1 << 13
 """Rows that lie together and are read together, when rows are mixed."""
 
@@ -62,21 +65,21 @@ class Batches:
         """How many batches there are, over all shares."""
         return self.total // self.size if self.drop_last else -(-self.total // self.size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+    def __iter__(self) -> Iterator[tuple[Numbers, Any]]:
         """Rows and activations of each batch."""
         return self._mixed() if self.shuffle else self._in_order()
 
-    def _in_order(self) -> Iterator[tuple[Tensor, Any]]:
+    def _in_order(self) -> Iterator[tuple[Numbers, Any]]:
         mine, shares = self.share
         for n in range(mine, len(self), shares):
             begin, end = n * self.size, min((n + 1) * self.size, self.total)
             if self.rows is None:
-                yield torch.arange(begin, end), self._reader.slice(begin, end)
+                yield range(begin, end), self._reader.slice(begin, end)
             else:
                 rows = self.rows[begin:end]
-                yield torch.from_numpy(rows), self._reader.rows(rows)
+                yield rows, self._reader.rows(rows)
 
-    def _mixed(self) -> Iterator[tuple[Tensor, Any]]:
+    def _mixed(self) -> Iterator[tuple[Numbers, Any]]:
         """Fill a buffer from pieces in random order, give out half of it at random, fill it again."""
         generator = np.random.default_rng(self.seed)
         mine, shares = self.share
@@ -87,7 +90,7 @@ class Batches:
                 if len(part) < self.size and self.drop_last:
                     return
                 if count % shares == mine:
-                    yield torch.from_numpy(part), self._reader.rows(part)
+                    yield part, self._reader.rows(part)
                 count += 1
 
     def _orders(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -218,7 +221,12 @@ class BatchDataset(IterableDataset[Any]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         share = (self.rank + self.world * worker, self.world * workers)
         for rows, x in self._made(share):
-            yield (rows, x) if self.with_rows else x
+            yield (row_tensor(rows), x) if self.with_rows else x
 
 
-__all__ = ["BatchDataset", "Batches", "RowDataset", "Sites"]
+def row_tensor(rows: Numbers) -> Tensor:
+    """Numbers of rows as a tensor."""
+    return torch.arange(rows.start, rows.stop) if isinstance(rows, range) else torch.from_numpy(rows)
+
+
+__all__ = ["BatchDataset", "Batches", "RowDataset", "Sites", "row_tensor"]

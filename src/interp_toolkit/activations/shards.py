@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interp_toolkit.activations.disk import hash_of
-from interp_toolkit.activations.files import Array, map_arrays, numpy_type, size_of
+from interp_toolkit.activations.files import Array, map_arrays, size_of
 from interp_toolkit.activations.ledger import Commit, Ledger
 from interp_toolkit.errors import CorruptStoreError, StoreError
 
@@ -40,6 +40,8 @@ class Shards:
         """Look for shards that were written since."""
         starts = [plan.row_starts for plan in self.ledger.plans]
         self.starts: NDArray[np.int64] = np.concatenate([*starts, [self.ledger.num_rows]]).astype(np.int64)
+        self.total = int(self.starts[-1])
+        self._edges: list[int] = self.starts.tolist()
         self._done = frozenset(self.ledger.committed())
 
     @property
@@ -56,9 +58,9 @@ class Shards:
         """Type and shape of an array over all rows."""
         return next(array for array in self.ledger.arrays(self.ledger.num_rows)[which] if array.name == name)
 
-    def kind_on_disk(self, which: int, name: str) -> np.dtype[Any]:
-        """What numpy reads an array as."""
-        return numpy_type(self.kind(which, name).dtype)
+    def shard_of(self, row: int) -> int:
+        """The shard of one row."""
+        return bisect_right(self._edges, row) - 1
 
     def shards_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each row."""

@@ -66,6 +66,7 @@ class ActivationStore:
         self._verify: Verify = verify
         self._ledger = Ledger(path)
         self._shards = Shards(self._ledger, check_content=verify != "open")
+        self._columns: dict[str, list[Any]] = {}
         if verify == "full":
             self.verify("full")
 
@@ -162,6 +163,10 @@ class ActivationStore:
             UnknownSiteError: for a name that means nothing.
             UnavailableSiteError: for a site that is not stored.
         """
+        if not isinstance(site, str | Site):
+            raise StoreError(
+                f"a store is asked for a site first, as in store[{str(self.sites[0])!r}][rows], not {site!r}"
+            )
         asked = Site.parse(site).at_depth(self._ledger.configuration.num_layers)
         for n, stored in enumerate(self._ledger.configuration.sites):
             if stored.site == asked:
@@ -207,7 +212,7 @@ class ActivationStore:
 
     # --- documents -------------------------------------------------------------------------------------------
 
-    def documents(self, rows: Rows) -> Int[Tensor, " row"]:
+    def documents(self, rows: Rows) -> Int[Tensor, "*row"]:
         """The number of the document of each of some rows."""
         return self._token_array("document")[rows]
 
@@ -235,16 +240,21 @@ class ActivationStore:
         Raises:
             StoreError: when no document has it.
         """
+        return list(self._column(name))
+
+    def _column(self, name: str) -> list[Any]:
+        """The same, kept in memory: labels are asked for batch by batch."""
         if name not in self.columns:
             raise StoreError(f"documents have no {name!r}, but {', '.join(self.columns) or 'nothing'}")
-        found: list[Any] = []
+        found = self._columns.setdefault(name, [])
         for plan in self._ledger.plans:
-            found += plan.column(name) if name in plan.facts.columns else [None] * plan.num_documents
+            if len(found) == plan.documents.start:
+                found += plan.column(name) if name in plan.facts.columns else [None] * plan.num_documents
         return found
 
     def labels(self, rows: Rows, name: str = "label") -> list[Any]:
         """What is known under a name of the documents of some rows."""
-        column = self.column(name)
+        column = self._column(name)
         return [column[document] for document in self.documents(rows).reshape(-1).tolist()]
 
     def where(self, **conditions: Any) -> Int[Tensor, " row"]:
@@ -269,9 +279,13 @@ class ActivationStore:
     def _matches(self, name: str, values: list[Any]) -> NDArray[np.bool_]:
         arrays = {"token": "input_ids", "position": "position", "sequence": "sequence", "document": "document"}
         if name in arrays:
+            if any(isinstance(value, bool) or not isinstance(value, int | np.integer) for value in values):
+                raise StoreError(
+                    f"{name}= takes whole numbers, not {values!r:.80}: use a tokenizer to make ids of text"
+                )
             whole = self._token_array(arrays[name])[:].numpy()
-            return np.isin(whole, np.asarray(values))
-        column = self.column(name)
+            return np.isin(whole, np.asarray(values, dtype=np.int64))
+        column = self._column(name)
         right = np.asarray([any(_same(entry, value) for value in values) for entry in column], dtype=bool)
         counts = np.concatenate([np.diff(plan.kept_before) for plan in self._ledger.plans])
         return np.repeat(right, counts)
@@ -303,15 +317,14 @@ class ActivationStore:
             buffer: how many rows are mixed in memory.
             with_rows: give the numbers of the rows too.
 
-        Yields:
-            A tensor `[size, ...]`; for several sites a dictionary of them; with `with_rows` a pair of the rows and
-            that.
+        Returns:
+            An iterator of tensors `[size, ...]`; for several sites of dictionaries of them; with `with_rows` of pairs
+            of the rows and that.
         """
-        from interp_toolkit.activations.loading import Batches
+        from interp_toolkit.activations.loading import Batches, row_tensor
 
         made = Batches(self, site, size, shuffle=shuffle, seed=seed, rows=rows, drop_last=drop_last, buffer=buffer)
-        for numbers, x in made:
-            yield (numbers, x) if with_rows else x
+        return ((row_tensor(numbers), x) if with_rows else x for numbers, x in made)
 
     def dataset(self, site: Site | str | Sequence[Site | str], *, rows: Rows | None = None) -> Any:
         """A torch `Dataset` of rows, for a `DataLoader` that picks them one by one or in batches."""

@@ -66,10 +66,15 @@ def _extract_options(extract: argparse.ArgumentParser) -> None:
 
 def _extract(arguments: argparse.Namespace) -> None:
     from interp_toolkit.activations import Corpus, prepare_extraction
+    from interp_toolkit.model import Site
 
     sites = [name for part in arguments.sites for name in part.split(",") if name]
     if not sites:
         raise StoreError("--sites names no site: give some, such as resid_post.10 L5H1")
+    for name in sites:
+        Site.parse(name)
+    if not arguments.corpus.is_file():
+        raise StoreError(f"there is no file {str(arguments.corpus)!r}")
     model, tokenizer = load(arguments)
     note("cutting the corpus into tokens")
     extraction = prepare_extraction(
