@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from interp_toolkit.activations.disk import discard, read_record, record_bytes, write_new
+from interp_toolkit.activations.disk import discard, read_record, record_bytes, sync_folder, write_new
 from interp_toolkit.activations.ledger import Ledger
 from interp_toolkit.errors import StoreError
 
@@ -23,6 +23,7 @@ def begin_attempt(store: Path) -> str:
     attempt = secrets.token_hex(8)
     facts = {"machine": _machine(), "process": os.getpid()}
     write_new(store / f"attempts/{attempt}.json", [record_bytes(facts)])
+    sync_folder(store / "attempts")  # before any file of that name
     return attempt
 
 
@@ -39,21 +40,27 @@ def collect(ledger: Ledger) -> int:
     Returns:
         How many were removed.
     """
+    attempts = ledger.path / "attempts"
+    gone = {path.stem for path in attempts.iterdir() if _is_gone(path)}
+    # Only now, when those that are gone cannot commit anything any more: what they did commit is among these.
     ledger.refresh()
     named = {shard: ledger.commit(shard).attempt for shard in ledger.committed()}
     plans = {plan.facts.attempt for plan in ledger.plans}
     removed = 0
     for path in _files(ledger.path):
-        if _is_stale(path, ledger.path, named, plans):
+        if _is_stale(path, gone, named, plans):
             discard(path)
             removed += 1
-    for path in (ledger.path / "attempts").iterdir():
-        if len(named) == ledger.num_shards or _is_gone(ledger.path, path.stem):
+    complete = 0 < len(named) == ledger.num_shards
+    copied = {path.stem for path in (ledger.path / "plan").glob("*.safetensors")} - plans
+    for path in attempts.iterdir():
+        # The file of a plan that is still to be published cannot be told from one that was left behind, but by this.
+        if path.stem not in copied and (complete or path.stem in gone):
             discard(path)
     return removed
 
 
-def _is_stale(path: Path, store: Path, named: dict[int, str], plans: set[str]) -> bool:
+def _is_stale(path: Path, gone: set[str], named: dict[int, str], plans: set[str]) -> bool:
     draft = re.fullmatch(r"\.(.*\.json)\.[0-9a-f]{16}", path.name)
     if draft is not None:
         return (path.parent / draft[1]).exists()
@@ -62,9 +69,9 @@ def _is_stale(path: Path, store: Path, named: dict[int, str], plans: set[str]) -
         return False
     attempt = found[2]
     if found[1] is None:
-        return attempt not in plans and _is_gone(store, attempt)
+        return attempt not in plans and attempt in gone
     shard = int(found[1])
-    return named[shard] != attempt if shard in named else _is_gone(store, attempt)
+    return named[shard] != attempt if shard in named else attempt in gone
 
 
 def _files(store: Path) -> Iterator[Path]:
@@ -74,10 +81,10 @@ def _files(store: Path) -> Iterator[Path]:
             yield from (path for path in folder.iterdir() if path.suffix != ".json" and not path.is_dir())
 
 
-def _is_gone(store: Path, attempt: str) -> bool:
+def _is_gone(record: Path) -> bool:
     """Whether the process of an attempt is known to run no more."""
     with suppress(StoreError, OSError):
-        facts = read_record(store / f"attempts/{attempt}.json")
+        facts = read_record(record)
         return facts.get("machine") == _machine() and not _runs(facts.get("process"))
     return False
 

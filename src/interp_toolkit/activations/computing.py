@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_toolkit.activations.configuration import Configuration, StoredSite
 from interp_toolkit.activations.disk import Chunk
@@ -148,11 +148,23 @@ class Computer:
         for stored in self.configuration.sites:
             yield stored.site, tuple(_part(stored, readings[stored.site.whole]).shape[2:])
 
+    def turns_at(self) -> int | None:
+        """The length above which the model turns all positions of a sequence otherwise, if sequences get so long.
+
+        LongRoPE (Phi-3) does: the numbers of each token then depend on how long its pass is.
+        """
+        config = getattr(self.wiring.base, "config", None)
+        ropes = getattr(None if config is None else config.get_text_config(), "rope_parameters", None) or {}
+        each = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]
+        ends = [rope.get("original_max_position_embeddings") for rope in each if rope.get("rope_type") == "longrope"]
+        return min((end for end in ends if end and end < self.configuration.context_length), default=None)
+
     def fills_up(self) -> bool:
         """Whether sequences filled up on the right give the numbers that they give alone."""
+        if self.turns_at() is not None:
+            return False
         generator = torch.Generator().manual_seed(0)
-        embeddings = self.wiring.base.get_input_embeddings()  # type: ignore[operator]
-        most = min(1000, int(embeddings.num_embeddings))
+        most = min(1000, vocabulary_of(self.wiring.base) or 2)
         long, short = (torch.randint(most, (1, n), generator=generator) for n in (7, 3))
         filled = torch.cat([short, short[:, :1].expand(1, 4)], dim=1)
         together, alone = self._readings(torch.cat([long, filled])), self._readings(short)
@@ -161,6 +173,12 @@ class Computer:
             if not error <= _TOLERANCE.get(x.dtype, 1e-4) * x.abs().max().clamp_min(1e-6):
                 return False
         return True
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """How many tokens a model knows, if it says so."""
+    embeddings = getattr(model, "get_input_embeddings", None)
+    return None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
 
 
 def token_parts(work: Work) -> list[Chunk]:
@@ -186,9 +204,10 @@ def _check_finite(work: Work, configuration: Configuration, kept: list[Tensor]) 
     for stored, x in zip(configuration.sites, kept, strict=True):
         if not x.numel() or all(bool(edge.isfinite()) for edge in torch.aminmax(x)):
             continue
-        bad = ~x.flatten(1).isfinite().all(dim=1)
+        flat = x.reshape(len(x), -1)
+        bad = ~flat.isfinite().all(dim=1)
         token = int(np.flatnonzero(work.keep)[int(bad.nonzero()[0, 0])])
-        found = x.flatten(1)[bad][0]
+        found = flat[bad][0]
         overflow = configuration.dtype == "float16" and not found.isnan().any()
         raise StoreError(
             f"document {work.document[token]} has an activation that is not finite at {stored.site}, position "
@@ -202,4 +221,4 @@ def _check_finite(work: Work, configuration: Configuration, kept: list[Tensor]) 
         )
 
 
-__all__ = ["Computer", "Tick", "bytes_of", "token_parts"]
+__all__ = ["Computer", "Tick", "bytes_of", "token_parts", "vocabulary_of"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor, nn
 
 from interp_toolkit.activations.disk import canonical
 from interp_toolkit.activations.files import float_name
@@ -133,9 +134,10 @@ class Configuration:
 
     def differences(self, other: Configuration) -> list[str]:
         """In words, what is different in another one."""
-        mine, theirs = self.to_json(), other.to_json()
-        mine |= mine.pop("provenance")
-        theirs |= theirs.pop("provenance")
+        mine, theirs = (
+            facts["provenance"] | facts | {"dtype of the model": facts["provenance"]["dtype"], "provenance": None}
+            for facts in (self.to_json(), other.to_json())
+        )
         return [
             f"{name}: {_shown(theirs[name])} there, {_shown(mine[name])} here"
             for name in mine
@@ -167,10 +169,10 @@ def _shown(value: Any) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A fingerprint of a model's weights from a thousand numbers of each parameter.
+    """A fingerprint of a model's weights: of each parameter the sum over all its bits, and a thousand of its numbers.
 
-    It tells a fine-tuned or edited model from the one it came from, though their names are the same, in a fraction of
-    the time that reading everything would take.
+    It tells a fine-tuned or edited model from the one it came from, though their names are the same and only a
+    neuron was silenced, without moving the weights to the CPU.
     """
     digest = xxhash.xxh3_128()
     for name, parameter in model.state_dict(keep_vars=True).items():
@@ -178,16 +180,30 @@ def weights_fingerprint(model: nn.Module) -> str:
         if parameter.device.type == "meta" or not parameter.numel():
             continue
         flat = parameter.detach().reshape(-1)
-        few = flat[:: max(1, flat.numel() // 1024)].contiguous().cpu()
+        few = flat[:: max(1, flat.numel() // 1024) | 1].contiguous().cpu()  # an odd step meets all columns
         digest.update(few.view(torch.uint8).numpy().tobytes())
+        digest.update(_sum_of_bits(flat).to_bytes(8, "little", signed=True))
     return digest.hexdigest()
 
 
+def _sum_of_bits(flat: Tensor) -> int:
+    """The sum of all memory of a vector as 64-bit numbers, which is the same in any order, on any device."""
+    plain = flat if flat.storage_offset() * flat.element_size() % 8 == 0 else flat.clone()
+    data = plain.view(torch.uint8)
+    words = data[: len(data) // 8 * 8].view(torch.int64).sum()
+    rest = data[len(data) // 8 * 8 :].sum()
+    return int((words + rest).item())
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of how a tokenizer cuts text."""
+    """A fingerprint of how a tokenizer cuts text; how it pads and truncates, which any call may change, is left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else canonical(sorted(tokenizer.get_vocab().items())).decode()
-    return xxhash.xxh3_128_hexdigest(rules.encode())
+    if backend is None:
+        rules = canonical(sorted(tokenizer.get_vocab().items()))
+    else:
+        facts = json.loads(backend.to_str())
+        rules = canonical({name: value for name, value in facts.items() if name not in ("padding", "truncation")})
+    return xxhash.xxh3_128_hexdigest(rules)
 
 
 def site_of(name: str | Site, num_layers: int) -> Site:

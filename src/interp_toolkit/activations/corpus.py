@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 256
 _USUAL = ("id", "label")
 _IDS = "input_ids"
+_MASK = "attention_mask"
 
 Documents = Any
 """A file, or an iterable of texts, of token ids, or of records (dictionaries) with one of them."""
@@ -135,14 +138,19 @@ def _records(source: Documents) -> Iterable[Any]:
 
 def _of_encoding(encoding: Mapping[str, Any]) -> Iterator[Any]:
     ids, mask = encoding[_IDS], encoding.get("attention_mask")
+    if np.ndim(ids[0] if len(ids) else [0]) == 0:  # of a single text
+        ids, mask = [ids], None if mask is None else [mask]
     for number, row in enumerate(ids):
-        kept = np.ones(len(row), dtype=bool) if mask is None else np.asarray(mask[number]).astype(bool)
-        yield np.asarray(row)[kept]
+        yield {_IDS: row} if mask is None else {_IDS: row, _MASK: mask[number]}
 
 
 def _of_file(path: Path, name: str) -> Iterator[Any]:
-    if not path.is_file():
-        raise StoreError(f"there is no file {name!r}; a single text is given as a list: [{name[:40]!r}]")
+    try:
+        found = path.is_file()
+    except OSError:  # a text may be too long for a name
+        found = False
+    if not found:
+        raise StoreError(f"there is no file {name[:80]!r}; a single text is given as a list: [{name[:40]!r}]")
     suffixes = [s for s in path.suffixes if s != ".gz"]
     kind = suffixes[-1] if suffixes else ".txt"
     if kind == ".parquet":
@@ -162,7 +170,7 @@ def _lines(path: Path) -> Iterator[str]:
                 text = line.rstrip("\r\n")
                 if text.strip():
                     yield text
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise StoreError(f"{path} cannot be read as text: {error}") from error
 
 
@@ -194,9 +202,9 @@ def _of_parquet(path: Path) -> Iterator[Any]:
 def _cut(batch: Sequence[Any], first: int, columns: tuple[str, ...], reading: Reading) -> Iterator[Document]:
     """Documents of records; texts are cut together, which is many times faster."""
     texts = {n: text for n, record in enumerate(batch) if (text := _text_of(record, first + n, reading)) is not None}
-    encoded = dict(zip(texts, _encode(list(texts.values()), first, reading), strict=True)) if texts else {}
+    encoded = dict(zip(texts, _encode(texts, first, reading), strict=True)) if texts else {}
     for n, record in enumerate(batch):
-        ids, special, offsets = encoded[n] if n in encoded else _given(record, first + n)
+        ids, special, offsets = encoded[n] if n in encoded else _given(record, first + n, reading)
         known: dict[str, Any] = {}
         if isinstance(record, Mapping):
             missing = [name for name in columns if name not in record]
@@ -211,61 +219,89 @@ def _cut(batch: Sequence[Any], first: int, columns: tuple[str, ...], reading: Re
 
 def _text_of(record: Any, number: int, reading: Reading) -> str | None:
     if isinstance(record, Mapping):
-        if reading.text not in record and _IDS not in record:
+        found_ids = record.get(_IDS, None) is not None
+        if reading.text not in record and not found_ids:
             raise StoreError(
                 f"document {number} has no {reading.text!r}, but {sorted(map(str, record))[:9]}: name the field of "
                 "the text"
             )
         record = record.get(reading.text, None)
-        if record is None:
+        if record is None and found_ids:
             return None
         if not isinstance(record, str):
             raise StoreError(f"document {number}: {reading.text!r} is no text, but {type(record).__name__}")
     return record if isinstance(record, str) else None
 
 
-def _encode(texts: list[str], first: int, reading: Reading) -> Iterator[tuple[Any, Any, Any]]:
+def _encode(texts: Mapping[int, str], first: int, reading: Reading) -> Iterator[tuple[Any, Any, Any]]:
     tokenizer = reading.tokenizer
     if tokenizer is None:
         raise TokenError("the dataset is text, but there is no tokenizer: pass tokenizer=, or token ids")
     if reading.spans and not tokenizer.is_fast:
         raise TokenError("spans of characters need a fast tokenizer, which says where each token lies in the text")
     encoded = tokenizer(
-        texts,
+        list(texts.values()),
         padding=False,
         truncation=False,
         return_attention_mask=False,
         return_offsets_mapping=reading.spans,
         verbose=False,
     )
-    specials = np.asarray(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
     bos = tokenizer.bos_token_id
     for n, ids in enumerate(encoded[_IDS]):
         row = np.asarray(ids, dtype=np.int64)
         if bos is not None and row[:2].tolist() == [bos, bos]:
             raise TokenError(
-                f"document {first + n} begins with the start token {tokenizer.bos_token!r}, and the tokenizer adds it "
-                "too: leave it out of the text"
+                f"document {first + list(texts)[n]} begins with the start token {tokenizer.bos_token!r}, and the "
+                "tokenizer adds it too: leave it out of the text"
             )
         offsets = encoded["offset_mapping"][n] if reading.spans else None
-        yield row, np.isin(row, specials), offsets
+        yield row, _special(row, tokenizer), offsets
 
 
-def _given(record: Any, number: int) -> tuple[Any, Any, Any]:
-    ids = record[_IDS] if isinstance(record, Mapping) else record
-    row = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
-    if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+def _special(ids: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase | None) -> NDArray[np.bool_]:
+    """Which tokens are special; one that stands for unknown text is not, unless it has another meaning too."""
+    if tokenizer is None:
+        return np.zeros(len(ids), dtype=bool)
+    known = tokenizer.special_tokens_map
+    others = {token for name, token in known.items() if name != "unk_token" and isinstance(token, str)}
+    unknown = tokenizer.unk_token_id if known.get("unk_token") not in others else None
+    return np.isin(ids, sorted(set(tokenizer.all_special_ids) - {unknown}))
+
+
+def _given(record: Any, number: int, reading: Reading) -> tuple[Any, Any, Any]:
+    row = _numbers(record[_IDS] if isinstance(record, Mapping) else record)
+    if row is None:
         raise TokenError(f"document {number} is a text, a record or a list of token ids, not {record!r:.80}")
-    return row.astype(np.int64), np.zeros(len(row), dtype=bool), None
+    if isinstance(record, Mapping) and record.get(_MASK) is not None:
+        mask = _numbers(record[_MASK])
+        if mask is None or mask.shape != row.shape or not np.isin(mask, (0, 1)).all():
+            raise TokenError(f"document {number}: the attention mask is not a list of {len(row)} ones and zeros")
+        if np.abs(np.diff(mask)).sum() > 1:
+            raise TokenError(f"document {number}: the attention mask has holes, but padding is on one side only")
+        row = row[mask == 1]
+    return row, _special(row, reading.tokenizer), None
+
+
+def _numbers(values: Any) -> NDArray[np.int64] | None:
+    """A list of whole numbers, whatever it is made of; None if it is something else."""
+    try:
+        row = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    except ValueError:  # lists of different length
+        return None
+    return None if row.ndim != 1 or (row.size and row.dtype.kind not in "iu") else row.astype(np.int64)
 
 
 def _plain(value: Any, name: str, number: int) -> Any:
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
         value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise StoreError(f"document {number}: {name!r} is {value}, not a number or null: use null where it is missing")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise StoreError(
-        f"document {number}: {name!r} is {type(value).__name__}, but columns hold text, numbers, true, false or null"
+        f"document {number}: {name!r} is {type(value).__name__}, but columns hold text, numbers, true, false or null: "
+        "leave it out, or name others with Corpus(columns=[...])"
     )
 
 
@@ -276,12 +312,15 @@ def _spans_of(record: Any, number: int, length: int, offsets: Any) -> tuple[tupl
         raise StoreError(f"document {number} names no spans: give records with 'spans', such as [[4, 16]]")
     found = []
     for span in given:
-        begin, end = (int(edge) for edge in span)
+        edges = _numbers(span)
+        if edges is None or len(edges) != 2 or not 0 <= edges[0] < edges[1]:
+            raise StoreError(f"document {number}: a span is where it begins and behind its end, not {span!r:.80}")
+        begin, end = (int(edge) for edge in edges)
         if offsets is not None:
             inside = [n for n, (a, b) in enumerate(offsets) if a < end and b > begin and b > a]
             begin, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
         if not 0 <= begin < end <= length:
-            raise StoreError(f"document {number}: no token lies in the span {list(span)}")
+            raise StoreError(f"document {number}: no token lies in the span {[int(edge) for edge in edges]}")
         found.append((begin, end))
     return tuple(found)
 

@@ -23,7 +23,7 @@ from interp_toolkit.errors import CorruptStoreError, StoreError
 Chunk = bytes | memoryview
 
 _CHUNK = 1 << 22
-_LARGEST_RECORD = 1 << 26
+_LARGEST_RECORD = 1 << 24
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -38,7 +38,13 @@ def write_new(path: Path, chunks: Iterable[Chunk]) -> tuple[int, str]:
     Raises:
         OSError: as the file system has it, such as no space left.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o644)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o644)
+    except FileExistsError:
+        raise
+    except OSError:
+        discard(path)  # it may have been made all the same
+        raise
     try:
         try:
             size, digest = _write_all(descriptor, chunks)
@@ -74,7 +80,7 @@ def publish(path: Path, data: bytes) -> bool:
     """Make a file appear, whole and durable, unless one of that name is there already.
 
     Returns:
-        Whether it is ours; False if someone else was first.
+        Whether what is there now is ours; False if someone else was first with something else.
 
     Raises:
         StoreError: where the file system has no hard links.
@@ -84,10 +90,10 @@ def publish(path: Path, data: bytes) -> bool:
     try:
         os.link(draft, path)
     except FileExistsError:
-        return False
+        return holds(path, data)  # a network file system may answer so to our own call, sent twice
     except FileNotFoundError:  # someone else was first, and cleaned up
         if path.exists():
-            return False
+            return holds(path, data)
         raise
     except OSError as error:
         if error.errno in _NO_LINKS:
@@ -102,6 +108,17 @@ def publish(path: Path, data: bytes) -> bool:
     return True
 
 
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and has this content; if in doubt, it has."""
+    try:
+        if not path.exists():
+            return False
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            return file.read(len(data) + 1) == data
+    except (OSError, StoreError):
+        return True
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     if os.name == "nt":  # folders cannot be opened there
@@ -114,9 +131,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and make it durable."""
+    """Make a folder and those above it, and make them durable."""
     if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
 
 
@@ -153,7 +171,7 @@ def hash_of(path: Path, tick: Callable[[int], object] | None = None) -> tuple[in
     """
     size, digest = 0, xxhash.xxh3_128()
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(_CHUNK))
+        buffer = memoryview(bytearray(max(1, min(_CHUNK, os.fstat(file.fileno()).st_size))))
         while number := file.readinto(buffer):
             digest.update(buffer[:number])
             size += number
@@ -171,8 +189,14 @@ def canonical(value: Any) -> bytes:
 
 
 def record_bytes(content: dict[str, Any]) -> bytes:
-    """A record as it stands on disk: one line of JSON with a checksum of its own."""
+    """A record as it stands on disk: one line of JSON with a checksum of its own.
+
+    Raises:
+        StoreError: when it is too large to be read again.
+    """
     body = canonical(content)
+    if len(body) > _LARGEST_RECORD - 64:
+        raise StoreError(f"a record of {len(body):,} bytes is too large: store fewer sites in one store")
     return b'{"xxh3_128":"%s","record":%s}\n' % (xxhash.xxh3_128_hexdigest(body).encode(), body)
 
 
@@ -195,6 +219,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise CorruptStoreError(f"{path} is damaged: its checksum does not fit")
     try:
         content = json.loads(body)
+        if canonical(content) != body:
+            raise ValueError("it is not written as a record is")
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
@@ -208,6 +234,7 @@ __all__ = [
     "copy_new",
     "discard",
     "hash_of",
+    "holds",
     "make_folder",
     "open_regular",
     "publish",

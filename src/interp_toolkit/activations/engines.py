@@ -6,91 +6,82 @@ write.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
 from interp_toolkit.activations.attempts import begin_attempt, end_attempt
-from interp_toolkit.activations.computing import Computer
-from interp_toolkit.activations.configuration import weights_fingerprint
 from interp_toolkit.activations.ledger import Ledger
-from interp_toolkit.errors import InterpError, ModelLoadError, RunError, StoreError
-from interp_toolkit.model.demo import load_model
-from interp_toolkit.model.verify import verified
+from interp_toolkit.activations.workers import Recipe, ShardWorker
+from interp_toolkit.errors import InterpWarning, RunError, StoreError
 from interp_toolkit.model.wiring import Wiring
 
-_RANKS = (
-    ("RANK", "WORLD_SIZE"),
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
-)
+# --- ranks --------------------------------------------------------------------------------------------------------
+
+_TORCHRUN = ("RANK", "WORLD_SIZE")
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+_SRUN = ("SLURM_PROCID", "SLURM_NTASKS")
 
 
 def share_of_rank(shards: Sequence[int], environment: Mapping[str, str] | None = None) -> list[int]:
     """The shards that this process is to write: every n-th, as torchrun or Slurm count processes.
 
+    Processes that torchrun starts in each task of a Slurm array are counted through the whole array.
+
+    Args:
+        shards: all of them.
+        environment: variables; those of this process if none are given.
+
     Raises:
-        RunError: when no variable says which process this is.
+        RunError: when no variable says which process this is, or they contradict each other.
 
     Example:
         >>> share_of_rank(range(7), {"RANK": "1", "WORLD_SIZE": "3"})
         [1, 4]
     """
     known = os.environ if environment is None else environment
-    for name, total in _RANKS:
-        if name not in known or total not in known:
-            continue
-        first = int(known.get("SLURM_ARRAY_TASK_MIN", "0")) if name == "SLURM_ARRAY_TASK_ID" else 0
-        rank, world = int(known[name]) - first, int(known[total])
-        if not 0 <= rank < world:
-            raise RunError(f"{name} is {known[name]}, but {total} is {known[total]}: number the tasks without gaps")
-        return [shard for shard in shards if shard % world == rank]
-    names = " or ".join(f"{name} and {total}" for name, total in _RANKS)
-    raise RunError(f"engine='rank' needs {names} in the environment, as torchrun and Slurm set them")
+    levels = [names for names in (_ARRAY, _TORCHRUN) if known.keys() >= set(names)]
+    if not levels and known.keys() >= set(_SRUN):
+        levels = [_SRUN]
+    if not levels:
+        either = " or ".join(" and ".join(names) for names in (_TORCHRUN, _ARRAY, _SRUN))
+        raise RunError(f"engine='rank' needs {either} in the environment, as torchrun and Slurm set them")
+    rank, world = 0, 1
+    for name, total in levels:
+        inner, size = _number_of(known, name, total)
+        rank, world = rank * size + inner, world * size
+    return [shard for shard in shards if shard % world == rank]
+
+
+def _number_of(known: Mapping[str, str], name: str, total: str) -> tuple[int, int]:
+    """Which process this is, counted from 0, and of how many."""
+    first, step = ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP") if (name, total) == _ARRAY else ("", "")
+    try:
+        number, gap = divmod(int(known[name]) - int(known.get(first, "0")), int(known.get(step, "1")))
+        size = int(known[total])
+    except (ValueError, ZeroDivisionError) as error:
+        raise RunError(f"{name} is {known[name]!r} and {total} is {known[total]!r}: both are numbers") from error
+    if gap or not 0 <= number < size:
+        raise RunError(f"{name} is {known[name]}, but {total} is {size}: number the tasks without gaps")
+    return number, size
 
 
 # --- Ray ----------------------------------------------------------------------------------------------------------
 
-
-class ShardWorker:
-    """A worker with a model of its own, which computes shards and commits them.
-
-    Args:
-        path: the store.
-        model: where to load the model from.
-        dtype: its precision.
-        weights: the fingerprint that its weights have to have.
-        device: where it runs.
-        threads: with how many threads, as they decide the last bits.
-    """
-
-    def __init__(self, path: str, model: str, dtype: str, weights: str, device: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.ledger = Ledger(path)
-        loaded, _ = load_model(model, dtype=dtype, device=device)
-        found = weights_fingerprint(verified(loaded).base)
-        if found != weights:
-            raise ModelLoadError(f"the model loaded from {model!r} has other weights than the one that was given")
-        self._model = loaded
-        self.computer = Computer(verified(loaded), self.ledger.configuration)
-
-    def write(self, shard: int) -> tuple[int, bool]:
-        """Compute and commit a shard, unless someone has; which one it was, and whether it is ours."""
-        self.ledger.refresh()
-        if self.ledger.is_committed(shard):
-            return shard, False
-        work = self.ledger.plan_of(shard).work(shard)
-        attempt = begin_attempt(self.ledger.path)
-        try:
-            parts = self.computer.compute(work)
-            return shard, self.ledger.write(work.shard, parts, attempt, self.computer.environment)
-        finally:
-            end_attempt(self.ledger.path, attempt)
+_AHEAD = 2
+"""Shards that a worker has at once: one is computed, while the one before is written."""
+_DEATHS = 5
+"""Workers that may die of one shard."""
+_PATIENCE = 120.0
+"""Seconds without a worker after which a warning says so."""
+_LAG = 90.0
+"""Seconds until a network file system shows everywhere what was written."""
 
 
 def run_on_ray(
@@ -98,105 +89,229 @@ def run_on_ray(
 ) -> None:
     """Have the missing shards written by actors on a Ray cluster: the one that is connected, or one on this machine.
 
-    A worker that dies is started again, on another node if its own is gone, and its shard is given out again.
+    In place of a worker that dies another one is started, wherever there is room, and its shards are given out again.
 
     Args:
         ledger: the store, at a path that every node sees.
         wiring: the model; workers load it from where it came from.
         shards: which to write.
-        workers: how many; as many as the cluster has CPUs (or GPUs, for a model on one) if it is not given.
+        workers: how many; as many as the cluster has room for if it is not given. A worker takes a GPU for a model on
+            one, and otherwise as many CPUs as torch has threads here.
         progress: show it.
 
     Raises:
-        RunError: when the model came from nowhere, or workers die again and again.
+        RunError: when workers cannot load the model, find no room, or die again and again.
         InterpError: what a worker raised.
+        OSError: what a worker raised.
     """
     try:
         import ray
     except ImportError as error:
         raise ImportError('Ray is needed: pip install "interpretability-toolkit[distributed]"') from error
+    from tqdm import tqdm
 
     missing = [shard for shard in shards if not ledger.is_committed(shard)]
     if not missing:
         return
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
-    device = next(wiring.base.parameters()).device.type
-    resources = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-    there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
-    if workers is None:
-        workers = there
-    if not workers >= 1:
-        raise RunError(f"{workers} workers were asked for, and the cluster has room for {there}")
-    actor = ray.remote(ShardWorker).options(max_restarts=-1, max_task_retries=0, **resources)
-    arguments = _arguments(ledger, wiring.base, device)
-    _Pool(actor, arguments, min(workers, len(missing))).run(missing, progress=progress)
+    rows = {shard: len(ledger.plan_of(shard).shard(shard).rows) for shard in missing}
+    began, tokens = time.perf_counter(), 0
+    witness = begin_attempt(ledger.path)
+    try:
+        recipe = Recipe.of(wiring, ledger, witness)
+        with (
+            _connected(ray),
+            tqdm(
+                total=sum(rows.values()), unit=" rows", unit_scale=True, disable=None if progress else True, leave=False
+            ) as bar,
+        ):
+
+            def tick(shard: int, run: int) -> None:
+                nonlocal tokens
+                tokens += run
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):,.0f} tokens/s", refresh=False)
+                bar.update(rows[shard])
+
+            resources, room = _room(ray, recipe)
+            if (room if workers is None else workers) < 1:
+                raise RunError(
+                    f"{workers or 'no'} workers cannot work: the cluster has room for {room}, of {resources}"
+                )
+            actor = ray.remote(ShardWorker).options(max_concurrency=_AHEAD, **resources)
+            size = min(room if workers is None else workers, len(missing))
+            _Pool(lambda: actor.remote(recipe), size).run(missing, tick)
+    finally:
+        end_attempt(ledger.path, witness)
+    _wait_until_seen(ledger, missing)
 
 
-def _arguments(ledger: Ledger, base: nn.Module, device: str) -> tuple[Any, ...]:
-    conf = ledger.configuration
-    name = conf.provenance.model
-    where = Path(name)
-    if not where.is_dir() and name == type(base).__name__:
-        raise RunError(
-            "the model does not say where it was loaded from, and Ray's workers load it themselves: save it with "
-            "save_pretrained, and load it from there"
-        )
-    source = str(where.resolve()) if where.is_dir() else name
-    path = str(ledger.path.resolve())
-    return path, source, conf.provenance.dtype, conf.weights, device, torch.get_num_threads()
+@contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """Within a cluster: the caller's, or one that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _room(ray: Any, recipe: Recipe) -> tuple[dict[str, int], int]:
+    """What a worker takes, and how many of them the cluster has room for."""
+    kind, each = ("GPU", 1) if recipe.options["device"] == "cuda" else ("CPU", recipe.threads)
+    there = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+    each = max(1, min(each, max(there, default=0)))
+    return {f"num_{kind.lower()}s": each}, sum(number // each for number in there)
+
+
+def _wait_until_seen(ledger: Ledger, shards: Sequence[int]) -> None:
+    """Wait until all commits are seen from here too."""
+    until = time.monotonic() + _LAG
+    while unseen := set(shards).difference(ledger.committed()):
+        if time.monotonic() > until:
+            raise StoreError(
+                f"workers committed {len(shards):,} shards, but {len(unseen):,} of them are not seen at {ledger.path} "
+                "from here: call again when the file system shows them"
+            )
+        time.sleep(0.5)
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor, and the shards that it has."""
+
+    actor: Any
+    loaded: bool = False
+    shards: list[int] = field(default_factory=list)
 
 
 class _Pool:
-    """Gives out shards to actors, one at a time to each."""
+    """Gives out shards to workers that have their model, and starts new ones for those that die.
 
-    def __init__(self, actor: Any, arguments: tuple[Any, ...], size: int) -> None:
-        self._actors = [actor.remote(*arguments) for _ in range(size)]
-        self._deaths = 0
+    Args:
+        start: makes an actor.
+        size: how many.
+    """
 
-    def run(self, shards: Sequence[int], *, progress: bool) -> None:
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-        from tqdm import tqdm
+    def __init__(self, start: Callable[[], Any], size: int) -> None:
+        self._start = start
+        self._size = size
+        self._workers: list[_Worker] = []
+        self._running: dict[Any, tuple[_Worker, int | None]] = {}
+        self._deaths: Counter[int | None] = Counter()
+        self._todo: deque[int] = deque()
+        self._warned = False
 
-        todo = deque(shards)
-        idle = list(self._actors)
-        running: dict[Any, tuple[Any, int]] = {}
-        bar = tqdm(total=len(shards), unit=" shards", disable=None if progress else True, leave=False)
+    def run(self, shards: Sequence[int], tick: Callable[[int, int], object]) -> None:
+        """Have shards written.
+
+        Args:
+            shards: which.
+            tick: is told each one that is done, and how many tokens were run for it.
+        """
+        self._todo.extend(shards)
         try:
-            while todo or running:
-                while idle and todo:
-                    worker, shard = idle.pop(), todo.popleft()
-                    running[worker.write.remote(shard)] = (worker, shard)
-                done, _ = ray.wait(list(running), num_returns=1)
-                worker, shard = running.pop(done[0])
-                idle.append(worker)
-                try:
-                    ray.get(done[0])
-                    bar.update(1)
-                    self._deaths = 0
-                except RayTaskError as error:
-                    raise _cause(error) from error
-                except RayActorError as error:
-                    todo.append(shard)
-                    self._count_death(error)
+            for _ in range(self._size):
+                self._add()
+            while self._todo or any(worker.shards for worker in self._workers):
+                self._give_out()
+                self._take_in(tick)
         finally:
-            bar.close()
-            for worker in self._actors:
-                ray.kill(worker)
+            self._end()
 
-    def _count_death(self, error: Exception) -> None:
-        self._deaths += 1
-        if self._deaths > 5 * len(self._actors) + 5:
-            raise RunError(f"workers die again and again, the last one with: {error}") from error
+    def _add(self) -> None:
+        worker = _Worker(self._start())
+        self._workers.append(worker)
+        self._running[worker.actor.load.remote()] = (worker, None)
+
+    def _give_out(self) -> None:
+        """Only to workers that are there: one that waits for room would keep its shards from the others."""
+        while self._todo and (free := [worker for worker in self._workers if self._takes_more(worker)]):
+            worker = min(free, key=lambda one: len(one.shards))
+            if worker.shards and self._deaths[self._todo[0]]:
+                return
+            shard = self._todo.popleft()
+            worker.shards.append(shard)
+            self._running[worker.actor.write.remote(shard)] = (worker, shard)
+
+    def _takes_more(self, worker: _Worker) -> bool:
+        """A shard of which a worker may have died is alone with its next one: others are not to die with it."""
+        alone = any(self._deaths[shard] for shard in worker.shards)
+        return worker.loaded and len(worker.shards) < _AHEAD and not alone
+
+    def _take_in(self, tick: Callable[[int, int], object]) -> None:
+        """Wait for a worker to be ready with something."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_PATIENCE)
+        if not ready:
+            self._warn_of_waiting(ray.available_resources())
+            return
+        worker, shard = self._running.pop(ready[0])
+        try:
+            tokens = ray.get(ready[0])
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except RayError as error:
+            self._replace(worker, error)
+            return
+        if shard is None:
+            worker.loaded = True
+            self._deaths.pop(None, None)
+        else:
+            worker.shards.remove(shard)
+            tick(shard, tokens)
+
+    def _replace(self, worker: _Worker, error: Exception) -> None:
+        """Give back the shards of a worker that is gone, and start another one."""
+        import ray
+
+        ray.kill(worker.actor)
+        self._workers.remove(worker)
+        self._running = {ref: given for ref, given in self._running.items() if given[0] is not worker}
+        self._todo.extend(worker.shards)  # behind the others, so that a shard that kills workers stops none of them
+        lost: list[int | None] = [*worker.shards] or [None]
+        self._deaths.update(lost)
+        if self._deaths[None] > _DEATHS * self._size:
+            raise RunError(
+                f"workers die again and again while they load the model, the last one with: {error}"
+            ) from error
+        for shard in worker.shards:
+            if self._deaths[shard] >= _DEATHS:
+                raise RunError(
+                    f"{_DEATHS} workers died while they had shard {shard}, the last one with: {error}\nMemory may be "
+                    "short: a shorter context_length, or fewer workers on a node, need less"
+                ) from error
+        self._add()
+
+    def _warn_of_waiting(self, available: Mapping[str, float]) -> None:
+        if self._warned or any(worker.loaded for worker in self._workers):
+            return
+        self._warned = True
+        free = ", ".join(f"{available.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+        warnings.warn(
+            f"no worker is ready for {_PATIENCE:g} s: they load the model, or wait for room in the cluster, where "
+            f"{free} are free",
+            InterpWarning,
+            stacklevel=2,
+        )
+
+    def _end(self) -> None:
+        """Kill the workers, and wait until none of them writes any more."""
+        import ray
+
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=10)
 
 
 def _cause(error: Any) -> Exception:
     """What a worker raised, as it raised it."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, InterpError | OSError):
-        return cause
-    return StoreError(f"a worker failed: {error}")
+    cause = error.cause
+    return cause if isinstance(cause, Exception) else RunError(f"a worker failed: {error}")
 
 
-__all__ = ["ShardWorker", "run_on_ray", "share_of_rank"]
+__all__ = ["run_on_ray", "share_of_rank"]

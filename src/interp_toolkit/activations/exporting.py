@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from interp_toolkit.activations.access import Rows
 from interp_toolkit.errors import StoreError
@@ -53,7 +55,10 @@ def export(
 class _Known:
     """What is known of rows beside their activations."""
 
-    def __init__(self, store: ActivationStore) -> None:
+    def __init__(self, store: ActivationStore, sites: Sequence[str]) -> None:
+        taken = sorted({"token", "position", "sequence", "document", *sites} & set(store.columns))
+        if taken:
+            raise StoreError(f"documents have columns that are called as something else is, {', '.join(taken)}")
         self.store = store
         self.columns = {name: _uniform(store.column(name)) for name in store.columns}
 
@@ -66,9 +71,6 @@ class _Known:
             "sequence": store.sequences[rows].numpy(),
             "document": documents,
         }
-        clash = sorted(set(found) & set(self.columns))
-        if clash:
-            raise StoreError(f"documents have columns that rows have too, {', '.join(clash)}: name them otherwise")
         return found | {name: [column[d] for d in documents.tolist()] for name, column in self.columns.items()}
 
 
@@ -83,13 +85,19 @@ def _uniform(values: list[Any]) -> list[Any]:
 
 
 def _npz(store: ActivationStore, path: Path, sites: Sequence[str], rows: Any) -> None:
-    arrays = {site: store[site][rows] for site in sites}
-    plain = {name: (x.float() if x.element_size() == 2 else x).numpy() for name, x in arrays.items()}
-    known = {name: np.asarray(values) for name, values in _Known(store).of(rows).items()}
+    known = {name: np.asarray(values) for name, values in _Known(store, sites).of(rows).items()}
     objects = [name for name, values in known.items() if values.dtype == object]
     known |= {name: np.asarray([str(value) for value in known[name]]) for name in objects}  # nothing is pickled
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **(plain | known))
+    with zipfile.ZipFile(path, "w") as file:  # numpy's savez has no room for an array that is called "file"
+        for name in (*sites, *known):
+            array = known[name] if name in known else _floats(store[name][rows]).numpy()
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def _floats(x: Tensor) -> Tensor:
+    """In a type that every tool reads."""
+    return x.float() if x.element_size() == 2 else x
 
 
 def _parquet(store: ActivationStore, path: Path, sites: Sequence[str], rows: Any) -> None:
@@ -99,7 +107,7 @@ def _parquet(store: ActivationStore, path: Path, sites: Sequence[str], rows: Any
     except ImportError as error:
         raise ImportError('Parquet files need pyarrow: pip install "interpretability-toolkit[store]"') from error
 
-    known = _Known(store)
+    known = _Known(store, sites)
     types = {name: pa.array(values).type for name, values in known.columns.items()}
 
     def tables() -> Iterator[Any]:
@@ -107,8 +115,8 @@ def _parquet(store: ActivationStore, path: Path, sites: Sequence[str], rows: Any
             part = rows[begin : begin + _AT_ONCE]
             arrays = {}
             for site in sites:
-                x = store[site][part]
-                flat = (x.float() if x.element_size() == 2 else x).flatten(1).numpy()
+                x = _floats(store[site][part])
+                flat = (x.flatten(1) if x.ndim > 1 else x[:, None]).numpy()
                 arrays[site] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
             yield pa.table(
                 arrays | {name: pa.array(values, types.get(name)) for name, values in known.of(part).items()}

@@ -6,6 +6,7 @@ workers as there are. An extraction that was killed is called again, and goes on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from interp_toolkit.activations.computing import Computer
+from interp_toolkit.activations.computing import Computer, vocabulary_of
 from interp_toolkit.activations.configuration import (
     Configuration,
     StoredSite,
@@ -30,6 +31,7 @@ from interp_toolkit.activations.store import ActivationStore
 from interp_toolkit.errors import RunError, StoreError, TokenError
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import SitesLike, expand
+from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site
 from interp_toolkit.model.tokens import tokenizer_for
 from interp_toolkit.model.verify import verified
 from interp_toolkit.model.wiring import Wiring
@@ -145,31 +147,30 @@ def prepare_extraction(
     """
     corpus = dataset if isinstance(dataset, Corpus) else Corpus(source=dataset)
     wiring = verified(model, layout)
-    if wiring.base.training:
-        raise RunError("the model is in training mode: dropout would make what is stored random; call model.eval()")
+    if any(module.training for module in wiring.base.modules()):
+        raise RunError("the model is in training mode, at least in part, so that dropout is random: call model.eval()")
     tokenizer = _tokenizer(model, tokenizer)
+    if tokenizer is None and not corpus.special_tokens:
+        raise TokenError("special_tokens=False needs to know which tokens are special: pass tokenizer=")
     there = Ledger(path) if (Path(path) / "store.json").exists() else None
     known = None if there is None else there.configuration
     device = next(wiring.base.parameters()).device
     usual = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
-    separator = corpus.separator
-    if corpus.packing == "packed" and separator is None:
-        separator = getattr(tokenizer, "eos_token_id", None)
     conf = Configuration(
         provenance=provenance_of(model, wiring.layout),
         weights=weights_fingerprint(wiring.base),
         tokenizer=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         num_layers=wiring.layout.num_layers,
-        sites=tuple(StoredSite(site_of(site, wiring.layout.num_layers), ()) for site in expand(sites, wiring)),
+        sites=tuple(StoredSite(site, ()) for site in _asked(sites, wiring)),
         dtype=float_name(next(wiring.base.parameters()).dtype if dtype is None else dtype),
         context_length=_context_length(wiring, context_length),
         packing=corpus.packing,
         long=corpus.long,
         positions=Selection.parse(positions),
         special_tokens=corpus.special_tokens,
-        separator=separator,
-        shard_tokens=shard_tokens or (_SHARD_TOKENS if known is None else known.shard_tokens),
-        batch_tokens=batch_tokens or (usual if known is None else known.batch_tokens),
+        separator=_separator(corpus, tokenizer, vocabulary_of(wiring.base)),
+        shard_tokens=_first(shard_tokens, None if known is None else known.shard_tokens, _SHARD_TOKENS),
+        batch_tokens=_first(batch_tokens, None if known is None else known.batch_tokens, usual),
         padded=True,
     )
     conf = _measured(wiring, conf)
@@ -177,12 +178,49 @@ def prepare_extraction(
         there.expect(conf)
     reading = Reading(
         text=corpus.text,
-        columns=None if corpus.columns is None else tuple(corpus.columns),
+        columns=_names(corpus.columns),
         tokenizer=tokenizer,
-        vocabulary=_vocabulary(wiring),
+        vocabulary=vocabulary_of(wiring.base),
         spans=conf.positions.kind == "spans",
     )
     return Extraction(wiring, conf, Path(path), corpus.source, reading, append=append)
+
+
+def _asked(sites: SitesLike, wiring: Wiring) -> list[Site]:
+    """The sites that are meant, each once; a single head or neuron stays one, unless all of them are asked for too."""
+    several = [sites] if isinstance(sites, str | Site) else list(sites)
+    if not several:
+        raise StoreError("no site was named: give some, such as sites=['resid_post.5', 'L3H1']")
+    found: dict[Site, None] = {}
+    for item in several:
+        single = isinstance(item, Site) or item not in {*COMPONENTS, *SHORT_NAMES}
+        found.update(dict.fromkeys([wiring.check(Site.parse(item))] if single else expand(item, wiring)))
+    num_layers = wiring.layout.num_layers
+    return [site_of(site, num_layers) for site in found if site.index is None or site.whole not in found]
+
+
+def _separator(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int | None) -> int | None:
+    separator = corpus.separator
+    if corpus.packing == "packed" and separator is None:
+        separator = getattr(tokenizer, "eos_token_id", None)
+    if separator is not None and not 0 <= separator < (vocabulary or 2**31):
+        raise TokenError(f"the separator {separator} is outside of the model's vocabulary: give Corpus(separator=...)")
+    return separator
+
+
+def _first(*values: int | None) -> int:
+    """The first number that was given."""
+    return next(value for value in values if value is not None)
+
+
+def _names(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    names = (columns,) if isinstance(columns, str) else columns
+    if names is None:
+        return None
+    taken = sorted({"token", "position", "sequence", "document"} & set(names))
+    if taken:
+        raise StoreError(f"columns cannot be called {', '.join(taken)}, as every row has that: name them otherwise")
+    return tuple(names)
 
 
 def _tokenizer(model: nn.Module, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
@@ -190,11 +228,6 @@ def _tokenizer(model: nn.Module, given: PreTrainedTokenizerBase | None) -> PreTr
         return tokenizer_for(model, given)
     except TokenError:
         return None  # token ids need none; text says so when it comes
-
-
-def _vocabulary(wiring: Wiring) -> int | None:
-    embeddings = getattr(wiring.base, "get_input_embeddings", None)
-    return None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
 
 
 def _context_length(wiring: Wiring, asked: int | None) -> int:
@@ -207,16 +240,22 @@ def _context_length(wiring: Wiring, asked: int | None) -> int:
             raise StoreError("the model does not say how many tokens it takes: give context_length=")
         return most
     if asked < 1 or (most is not None and asked > most):
-        raise StoreError(f"context_length is {asked:,}, but the model takes 1 to {most or 'many':,} tokens")
+        limit = "at least 1 token" if most is None else f"1 to {most:,} tokens"
+        raise StoreError(f"context_length is {asked:,}, but the model takes {limit}")
     return asked
 
 
 def _measured(wiring: Wiring, conf: Configuration) -> Configuration:
     """With the shapes that sites have in this model, and whether its passes can be filled up."""
-    if len({stored.site for stored in conf.sites}) < len(conf.sites):
-        raise StoreError(f"a site is named twice: {', '.join(str(stored.site) for stored in conf.sites)}")
     order = sorted(conf.sites, key=lambda stored: (stored.site.depth(conf.num_layers), stored.site.index or 0))
     computer = Computer(wiring, replace(conf, sites=tuple(order)))
+    edge = computer.turns_at()
+    if edge is not None and conf.positions.kind not in ("all", "last"):
+        raise StoreError(
+            f"in this model (LongRoPE) every activation of a sequence of more than {edge:,} tokens depends on its "
+            f"length, so that positions={str(conf.positions)!r} cannot leave out its end: use positions='all' or "
+            f"'last', or context_length={edge}"
+        )
     sites = tuple(StoredSite(site, shape) for site, shape in computer.shapes())
     return replace(conf, sites=sites, padded=computer.fills_up())
 

@@ -29,6 +29,7 @@ from interp_toolkit.activations.disk import (
     Chunk,
     canonical,
     discard,
+    holds,
     make_folder,
     publish,
     read_record,
@@ -80,8 +81,7 @@ class Ledger:
             what = "no store, but something else" if self.path.exists() else "nothing"
             raise StoreError(f"there is {what} at {self.path}: a store is a folder that holds store.json")
         for name in (*_FOLDERS, "data"):
-            if (self.path / name).is_symlink():
-                raise CorruptStoreError(f"{self.path / name} is a link, and a store holds none")
+            self._refuse_link(name)
         facts = read_record(self.path / "store.json")
         if facts.get("format") != FORMAT:
             raise StoreError(f"{self.path} is a store of the form {facts.get('format')!r}, not {FORMAT!r}")
@@ -89,8 +89,14 @@ class Ledger:
         self.fingerprint = self.configuration.fingerprint
         if facts.get("fingerprint") != self.fingerprint:
             raise CorruptStoreError(f"{self.path}: store.json does not fit its own fingerprint")
+        for n in range(len(self.configuration.sites)):
+            self._refuse_link(f"data/s{n:03d}")
         self.plans: list[Plan] = []
         self.refresh()
+
+    def _refuse_link(self, name: str) -> None:
+        if (self.path / name).is_symlink():
+            raise CorruptStoreError(f"{self.path / name} is a link, and a store holds none")
 
     @classmethod
     def create(cls, path: str | Path, configuration: Configuration) -> Ledger:
@@ -101,7 +107,8 @@ class Ledger:
         """
         folder = Path(path)
         if folder.exists() and not (folder / "store.json").exists():
-            begun = {name.split("/")[0] for name in _FOLDERS}  # by one that was killed before it wrote store.json
+            # Begun by one that was killed before it wrote store.json, or that writes it right now
+            begun = {"store.json", *(name.split("/")[0] for name in _FOLDERS)}
             if not folder.is_dir() or any(
                 child.name not in begun and not child.name.startswith(".store.json.") for child in folder.iterdir()
             ):
@@ -156,10 +163,20 @@ class Ledger:
         return (a, b, c, d)
 
     def add_plan(self, plan: Plan) -> bool:
-        """Publish a plan behind those that are there; False if someone else added one."""
-        facts = {"store": self.fingerprint, "plan": plan.facts.to_json()}
-        sync_folder(self.path / "plan")
-        added = publish(self.path / f"plan/{len(self.plans):04d}.json", record_bytes(facts))
+        """Publish a plan behind those that are there; False if someone else added one.
+
+        Raises:
+            OSError: as the file system has it; the file of the plan is gone then, if no record names it.
+        """
+        record = record_bytes({"store": self.fingerprint, "plan": plan.facts.to_json()})
+        path = self.path / f"plan/{len(self.plans):04d}.json"
+        try:
+            sync_folder(self.path / "plan")
+            added = publish(path, record)
+        except BaseException:
+            if not holds(path, record):
+                discard(plan.path)
+            raise
         self.refresh()
         return added
 
@@ -204,8 +221,17 @@ class Ledger:
 
     def committed(self) -> list[int]:
         """The shards that are written."""
-        found = (re.fullmatch(r"(\d{8})\.json", path.name) for path in (self.path / "commits").iterdir())
-        return sorted(n for match in found if match and (n := int(match[1])) < self.num_shards)
+        return [shard for shard in self._numbers("commits") if shard < self.num_shards]
+
+    def _numbers(self, folder: str) -> list[int]:
+        """The numbers of the records in a folder."""
+        try:
+            names = [path.name for path in (self.path / folder).iterdir()]
+        except OSError as error:
+            raise CorruptStoreError(f"{self.path / folder} cannot be read: {error.strerror}") from error
+        digits = "{8}" if folder == "commits" else "{4,}"
+        found = (re.fullmatch(rf"([0-9]{digits})\.json", name) for name in names)
+        return sorted(int(match[1]) for match in found if match)
 
     def commit(self, shard: int) -> Commit:
         """Read what is said of a shard.
@@ -269,7 +295,7 @@ class Ledger:
         """
         paths = [self.file(shard.number, attempt, n) for n in range(len(parts))]
         arrays = self.arrays(len(shard.rows))
-        ours = False
+        record, ours = b"", False
         try:
             digests = []
             for path, chunks, kind in zip(paths, parts, arrays, strict=True):
@@ -282,17 +308,11 @@ class Ledger:
             record = record_bytes(self._content(shard, attempt, digests, environment))
             ours = publish(self._record(shard.number), record)
         finally:
-            if not ours and not self._is_of(shard.number, attempt):
+            # Publishing may have failed half-way, when the record was there already
+            if not ours and not (record and holds(self._record(shard.number), record)):
                 for path in paths:
                     discard(path)
         return ours
-
-    def _is_of(self, shard: int, attempt: str) -> bool:
-        """Whether a commit names the files of an attempt; also if publishing it failed half-way, and if in doubt."""
-        try:
-            return self.is_committed(shard) and bool(read_record(self._record(shard)).get("attempt") == attempt)
-        except (OSError, StoreError):
-            return True
 
     # --- seals -----------------------------------------------------------------------------------------------
 
@@ -316,6 +336,8 @@ class Ledger:
             if not path.exists():
                 if not done.issuperset(plan.shards):
                     return None
+                for name in ("plan", "commits"):  # who wrote them may have died before they were durable
+                    sync_folder(self.path / name)
                 publish(path, record_bytes(self._seal_content(number)))
         return self.sealed_digest()
 
@@ -345,15 +367,26 @@ class Ledger:
         return _hex(content.get("digest"), 64)
 
     def check_seals(self) -> None:
-        """Make every seal anew and compare.
+        """Make every seal anew and compare, and look for records that no plan speaks of.
 
         Raises:
-            CorruptStoreError: when one says something else.
+            CorruptStoreError: when one says something else, or the record of a plan is missing.
         """
-        for number in range(len(self.plans)):
-            path = self._seal(number)
-            if path.exists() and read_record(path) != self._seal_content(number):
-                raise CorruptStoreError(f"{path} does not fit what the store holds")
+        plans, shards, seals = (self._numbers(folder) for folder in ("plan", "commits", "seals"))
+        self.refresh()  # what was there before has its plan by now
+        for what, numbers, end in (
+            ("plan", plans, len(self.plans)),
+            ("commits", shards, self.num_shards),
+            ("seals", seals, len(self.plans)),
+        ):
+            if numbers and numbers[-1] >= end:
+                raise CorruptStoreError(
+                    f"{self.path / what} has a record with the number {numbers[-1]}, but there are {end} by the plans "
+                    "that are there: the record of a plan is missing, or this one does not belong here"
+                )
+        for number in seals:
+            if read_record(self._seal(number)) != self._seal_content(number):
+                raise CorruptStoreError(f"{self._seal(number)} does not fit what the store holds")
 
 
 def _attempt(value: Any) -> str:

@@ -92,9 +92,10 @@ class PlanFacts:
             )
             numbers = [*found.first, *found.count, found.size, *(n for a in found.arrays for n in a.shape)]
             sound = all(type(n) is int and n >= 0 for n in numbers) and (len(found.first), len(found.count)) == (4, 5)
+            sound = sound and all(isinstance(name, str) for name in found.columns)
             if not sound or found.arrays != tuple(arrays_of(found.count, found.columns, found.arrays)):
                 raise ValueError("numbers do not fit together")
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise CorruptStoreError(f"a plan does not say what it is: {error}") from error
         return found
 
@@ -110,7 +111,7 @@ def arrays_of(count: Sequence[int], columns: Sequence[str], given: Sequence[Arra
     yield Array("row_ends", "int64", (shards,))
     for n in range(len(columns)):
         yield Array(f"column.{n}.ends", "int64", (docs,))
-        yield Array(f"column.{n}.text", "uint8", given[7 + 2 * n].shape)
+        yield Array(f"column.{n}.text", "uint8", (given[7 + 2 * n].nbytes,))
 
 
 class Plan:

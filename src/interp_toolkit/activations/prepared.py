@@ -92,7 +92,9 @@ class Extraction:
         """Bytes that are still to be written."""
         missing = self.missing
         rows = sum(len(self.plan.shard(shard).rows) for shard in missing)
-        return rows * (self.configuration.row_bytes + 24) + len(missing) * (4096 + 256 * len(self.configuration.sites))
+        planned = self.plan.facts.size if self._ledger is None or self.plan not in self._ledger.plans else 0
+        each = 4096 + 256 * len(self.configuration.sites)
+        return rows * (self.configuration.row_bytes + 24) + len(missing) * each + planned
 
     def seconds(self, batches: int = 3) -> float:
         """About how long the rest takes on this machine, from a few batches."""
@@ -100,7 +102,11 @@ class Extraction:
         missing = self.missing
         if not missing:
             return 0.0
-        work = self.plan.work(missing[len(missing) // 2])
+        half = len(missing) // 2
+        found = (self.plan.work(shard) for shard in missing[half:] + missing[:half])
+        work = next((work for work in found if len(work.shard.rows)), None)
+        if work is None:
+            return 0.0
         few = list(work.batches(self.configuration.batch_tokens, padded=self.configuration.padded))
         few = few[:: max(1, len(few) // batches)][:batches]
         rates = [computer.rate(work, sequences) for sequences in [few[0], *few]][1:]
@@ -133,6 +139,8 @@ class Extraction:
 
     def run(self, *, engine: Engine = "local", workers: int | None = None, progress: bool = True) -> ActivationStore:
         """Do what is missing; see `extract`."""
+        if engine not in ("local", "rank", "ray"):
+            raise StoreError(f"the engine is 'local', 'rank' or 'ray', not {engine!r}")
         needed, free = self.nbytes, _free(self.path)
         if needed > free:
             raise StoreError(
@@ -152,8 +160,6 @@ class Extraction:
                 from interp_toolkit.activations.engines import run_on_ray
 
                 run_on_ray(ledger, self.wiring, self.plan.shards, workers=workers, progress=progress)
-            case _:
-                raise StoreError(f"the engine is 'local', 'rank' or 'ray', not {engine!r}")
         if ledger.seal() is not None:
             collect(ledger)
         return ActivationStore(ledger.path)

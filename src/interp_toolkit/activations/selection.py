@@ -83,14 +83,27 @@ class Selection:
                 return f"sample:{self.share!r}:{self.seed}"
         return self.kind
 
-    def keep(self, length: int, *, document: int, spans: Sequence[tuple[int, int]] | None = None) -> NDArray[np.bool_]:
+    def keep(
+        self,
+        length: int,
+        *,
+        document: int,
+        spans: Sequence[tuple[int, int]] | None = None,
+        may: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.bool_]:
         """Which tokens of a document are kept.
 
         Args:
             length: how many tokens it has.
             document: its number, for `sample`.
             spans: its spans of tokens, from the first to behind the last one, for `spans`.
+            may: which tokens may be kept at all; the last one is the last of these, and `first` and `every` count
+                these only.
         """
+        if may is not None and self.kind in ("first", "last", "every"):
+            found = np.zeros(length, dtype=bool)
+            found[np.flatnonzero(may)[self.keep(int(may.sum()), document=document)]] = True
+            return found
         kept = np.zeros(length, dtype=bool)
         match self.kind:
             case "all":
@@ -106,7 +119,7 @@ class Selection:
             case _:
                 for begin, end in spans or ():
                     kept[begin:end] = True
-        return kept
+        return kept if may is None else kept & may
 
 
 __all__ = ["Selection"]

@@ -90,9 +90,8 @@ class _Spool:
                     "beginning, or packing='packed'"
                 )
             ids = ids[: conf.context_length] if conf.long == "truncate" else ids
-        keep = conf.positions.keep(len(ids), document=number, spans=document.spans)
-        if not conf.special_tokens:
-            keep &= ~document.special[: len(ids)]
+        may = np.ones(len(ids), dtype=bool) if conf.special_tokens else ~document.special[: len(ids)]
+        keep = conf.positions.keep(len(ids), document=number, spans=document.spans, may=may)
         if conf.packing == "packed" and conf.separator is not None:
             ids, keep = np.append(ids, conf.separator), np.append(keep, False)
         self.tokens += len(ids)

@@ -52,24 +52,79 @@ def load_model(
         >>> model(**tokenizer("The capital of France is", return_tensors="pt")).logits.shape
         torch.Size([1, 5, 49152])
     """
-    if name == "demo":
-        if revision is not None:
-            raise ModelLoadError(f"The demo model has no revisions, but {revision!r} was asked for: leave it out.")
-        name, dtype = demo_model_folder(), dtype or "float32"
-    else:
-        name = _local_folder(name) or str(name)
+    source, dtype = _source(name, dtype, revision)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet_transformers(progress=sys.stderr.isatty(), warnings=True):
-        _check_kind(name, hub)
-        tokenizer = _load_tokenizer(name, hub)
+        _check_kind(source, hub)
+        tokenizer = _load_tokenizer(source, hub)
         weights = {"attn_implementation": attn_implementation, "dtype": dtype or "auto", **hub, **options}
-        model = _load_weights(name, weights)
-    if device is not None:
-        try:
-            model.to(device)  # type: ignore[arg-type]  # the stub of `to` knows no unions
-        except (RuntimeError, AssertionError) as error:
-            raise ModelLoadError(f"The model cannot be moved to {str(device)!r}: {error}") from error
+        model = _load_weights(source, weights)
+    _move(model, device)
     return model.eval(), tokenizer
+
+
+def load_without_tokenizer(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load a causal language model as `load_model` does, for work on token ids that needs no tokenizer.
+
+    Args:
+        name: As `load_model` has it.
+        dtype: The type of the weights.
+        device: Where the model goes.
+        revision: A branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the model.
+        **options: What else `AutoModelForCausalLM.from_pretrained` takes.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ModelLoadError: There is no such model, no network, or weights are missing.
+        UnsupportedModelError: The model is an encoder, or an encoder with a decoder.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).save_pretrained(folder)
+        ...     load_without_tokenizer(folder).config.n_layer
+        2
+    """
+    source, dtype = _source(name, dtype, revision)
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with quiet_transformers(progress=sys.stderr.isatty(), warnings=True):
+        _check_kind(source, hub)
+        model = _load_weights(source, {"dtype": dtype or "auto", **hub, **options})
+    _move(model, device)
+    model.eval()
+    return model
+
+
+def _source(
+    name: str | Path, dtype: torch.dtype | str | None, revision: str | None
+) -> tuple[str | Path, torch.dtype | str | None]:
+    """Return where a model is loaded from, and in which type if not as it was saved."""
+    if name != "demo":
+        return _local_folder(name) or str(name), dtype
+    if revision is not None:
+        raise ModelLoadError(f"The demo model has no revisions, but {revision!r} was asked for: leave it out.")
+    return demo_model_folder(), dtype or "float32"
+
+
+def _move(model: PreTrainedModel, device: torch.device | str | None) -> None:
+    if device is None:
+        return
+    try:
+        model.to(device)  # type: ignore[arg-type]  # the stub of `to` knows no unions
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadError(f"The model cannot be moved to {str(device)!r}: {error}") from error
 
 
 def _local_folder(name: str | Path) -> Path | None:
