@@ -250,6 +250,21 @@ def test_a_slice_of_one_shard_is_the_file_itself_and_the_file_never_changes(stor
     assert torch.equal(fresh["resid_post.0"][:], plain(store.path, "resid_post.0"))
 
 
+def test_what_one_reader_writes_no_other_one_sees(store: ActivationStore, half: ActivationStore) -> None:
+    for kind in (store, half):
+        x = plain(kind.path, "z.1")
+        opened = ActivationStore(kind.path)
+        for batch in opened.batches("z.1", 64):
+            batch.sub_(1.0)
+        mine = opened["L1H2"][2:9].mul_(3)
+        with torch.inference_mode():
+            opened["z.1"][5:7].add_(1)
+        assert torch.equal(mine[:3], x[2:5, 2] * 3)
+        assert torch.equal(opened["z.1"][2:9], x[2:9])
+        assert torch.equal(opened["z.1"][[2, 6, 8]], x[[2, 6, 8]])
+        assert torch.equal(torch.cat(list(opened.batches("z.1", 64))), x)
+
+
 def test_what_is_picked_is_a_copy(store: ActivationStore) -> None:
     fresh = ActivationStore(store.path)
     for asked in ([1, 2, 3], 5, slice(0, 50, 2), slice(0, None)):

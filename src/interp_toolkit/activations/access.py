@@ -82,7 +82,7 @@ class SiteView:
                 f"a site is read by row only: write view[rows] first, then [...] what you want, not {rows}"
             )
         if isinstance(rows, slice):
-            return self._tensor(self._slice(rows))
+            return self._slice(rows)
         if isinstance(rows, Tensor | np.ndarray) and rows.ndim == 0 and rows.dtype not in (bool, torch.bool):
             return self[int(rows.item())]
         if isinstance(rows, int | np.integer):
@@ -142,23 +142,25 @@ class SiteView:
     def _empty(self, rows: int) -> NDArray[Any]:
         return np.empty((rows, *self.shape[1:]), dtype=numpy_type(self._kind.dtype))
 
-    def _slice(self, rows: slice) -> NDArray[Any]:
+    def _slice(self, rows: slice) -> Tensor:
         begin, end, step = rows.indices(len(self))
         if step != 1:
-            return self._gather(np.arange(begin, end, step))
+            return self._tensor(self._gather(np.arange(begin, end, step)))
         if end <= begin:
-            return self._empty(0)
+            return self._tensor(self._empty(0))
         starts = self._shards.starts
         first, last = self._shards.shard_of(begin), self._shards.shard_of(end - 1)
         if first == last:
             offset = int(starts[first])
-            return self._array(first)[begin - offset : end - offset]
+            lent = self._shards.lend(first, self._which, self._name)
+            lent = lent if self._select is None else lent.select(*self._select)
+            return lent[begin - offset : end - offset]
         found = self._empty(end - begin)
         for shard in range(first, last + 1):
             a, b = max(begin, int(starts[shard])), min(end, int(starts[shard + 1]))
             if a < b:
                 found[a - begin : b - begin] = self._array(shard)[a - int(starts[shard]) : b - int(starts[shard])]
-        return found
+        return self._tensor(found)
 
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if not len(rows):

@@ -152,6 +152,7 @@ def prepare_extraction(
     tokenizer = _tokenizer(model, tokenizer)
     if tokenizer is None and not corpus.special_tokens:
         raise TokenError("special_tokens=False needs to know which tokens are special: pass tokenizer=")
+    Ledger.refuse_foreign(Path(path))
     there = Ledger(path) if (Path(path) / "store.json").exists() else None
     known = None if there is None else there.configuration
     device = next(wiring.base.parameters()).device

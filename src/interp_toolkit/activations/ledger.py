@@ -106,13 +106,7 @@ class Ledger:
             StoreError: when something else is there; the message says what differs.
         """
         folder = Path(path)
-        if folder.exists() and not (folder / "store.json").exists():
-            # Begun by one that was killed before it wrote store.json, or that writes it right now
-            begun = {"store.json", *(name.split("/")[0] for name in _FOLDERS)}
-            if not folder.is_dir() or any(
-                child.name not in begun and not child.name.startswith(".store.json.") for child in folder.iterdir()
-            ):
-                raise StoreError(f"{folder} holds something else: choose a path that is free")
+        cls.refuse_foreign(folder)
         for name in _FOLDERS:
             make_folder(folder / name)
         for n in range(len(configuration.sites)):
@@ -126,6 +120,22 @@ class Ledger:
         ledger = cls(folder)
         ledger.expect(configuration)
         return ledger
+
+    @staticmethod
+    def refuse_foreign(folder: Path) -> None:
+        """Check that a store is at a path, or can be made there.
+
+        Raises:
+            StoreError: when something else is there.
+        """
+        if not folder.exists() or (folder / "store.json").exists():
+            return
+        # Begun by one that was killed before it wrote store.json, or that writes it right now
+        begun = {"store.json", *(name.split("/")[0] for name in _FOLDERS)}
+        if not folder.is_dir() or any(
+            child.name not in begun and not child.name.startswith(".store.json.") for child in folder.iterdir()
+        ):
+            raise StoreError(f"{folder} holds something else: choose a path that is free")
 
     def expect(self, configuration: Configuration) -> None:
         """Check that this is the store of another configuration.
@@ -201,9 +211,14 @@ class Ledger:
 
     def arrays(self, rows: int) -> list[list[Array]]:
         """What the files of a shard of so many rows hold: tokens first, then each site."""
-        tokens = [Array(name, dtype, (rows,)) for name, dtype in TOKEN_ARRAYS]
+        return [self.arrays_of(which, rows) for which in range(len(self.configuration.sites) + 1)]
+
+    def arrays_of(self, which: int, rows: int) -> list[Array]:
+        """What one file of a shard of so many rows holds: 0 its tokens, then its sites."""
+        if which == 0:
+            return [Array(name, dtype, (rows,)) for name, dtype in TOKEN_ARRAYS]
         conf = self.configuration
-        return [tokens, *([Array("x", conf.dtype, (rows, *stored.shape))] for stored in conf.sites)]
+        return [Array("x", conf.dtype, (rows, *conf.sites[which - 1].shape))]
 
     def file(self, shard: int, attempt: str, which: int) -> Path:
         """A file of a shard: 0 for its tokens, then its sites."""

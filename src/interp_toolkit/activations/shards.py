@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from interp_toolkit.activations.disk import hash_of
-from interp_toolkit.activations.files import Array, map_arrays, size_of
+from interp_toolkit.activations.files import Array, as_tensor, map_arrays, size_of
 from interp_toolkit.activations.ledger import Commit, Ledger
 from interp_toolkit.errors import CorruptStoreError, StoreError
 
@@ -33,6 +35,7 @@ class Shards:
         self._commits: dict[int, Commit] = {}
         self._mapped: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
         self._checked: set[tuple[int, int]] = set()
+        self._lent: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._lock = threading.Lock()
         self.refresh()
 
@@ -56,7 +59,7 @@ class Shards:
 
     def kind(self, which: int, name: str) -> Array:
         """Type and shape of an array over all rows."""
-        return next(array for array in self.ledger.arrays(self.ledger.num_rows)[which] if array.name == name)
+        return next(array for array in self.ledger.arrays_of(which, self.ledger.num_rows) if array.name == name)
 
     def shard_of(self, row: int) -> int:
         """The shard of one row."""
@@ -77,19 +80,36 @@ class Shards:
         key = (shard, which)
         with self._lock:
             found = self._mapped.get(key)
-            if found is None:
+            if found is None or any(x._version for x in self._lent.get(key, {}).values()):
                 found = self._map(shard, which)
                 self._mapped[key] = found
+                self._lent.pop(key, None)
                 if len(self._mapped) > _MOST_MAPPED:
-                    self._mapped.popitem(last=False)
+                    self._lent.pop(self._mapped.popitem(last=False)[0], None)
             else:
                 self._mapped.move_to_end(key)
         return found[name]
 
+    def lend(self, shard: int, which: int, name: str) -> Tensor:
+        """An array of a shard as a tensor over the mapped file.
+
+        What somebody writes into it stays with him: torch counts writes, also those into parts of it, and the file is
+        mapped anew for whoever asks next. (Writes behind torch's back, through `.data` or `.numpy()`, are not seen.)
+        """
+        known = self._lent.get((shard, which), {}).get(name)
+        if known is not None and not known._version:
+            return known
+        array = self.array(shard, which, name)
+        with self._lock, torch.inference_mode(False):
+            lent = self._lent.setdefault((shard, which), {})
+            if name not in lent:
+                lent[name] = as_tensor(array, self.kind(which, name).dtype)
+            return lent[name]
+
     def _map(self, shard: int, which: int) -> dict[str, NDArray[np.generic]]:
         commit = self.commit(shard)
         rows = int(self.starts[shard + 1] - self.starts[shard])
-        kinds = self.ledger.arrays(rows)[which]
+        kinds = self.ledger.arrays_of(which, rows)
         path = self.ledger.file(shard, commit.attempt, which)
         if self.check_content and (shard, which) not in self._checked:
             if hash_of(path) != (size_of(kinds), commit.digests[which]):
