@@ -87,7 +87,7 @@ def write(ledger: Ledger, small: Path, attempt: str) -> bool:
 
 
 def test_a_killed_extraction_resumes_to_the_very_same_store() -> None:
-    options = {"trials": 20, "seed": 1}
+    options = {"trials": 12, "seed": 1}
     figures = in_a_clean_process(
         ["torture_tools", "kill_at_random", {"kills": 40, "seed": 1}],
         ["torture_disk", "kill_at_calls", options | {"power": False}],
@@ -96,11 +96,8 @@ def test_a_killed_extraction_resumes_to_the_very_same_store() -> None:
     for counts, notes, _ in figures:
         assert notes == []
         assert set(counts) <= {"stores", "kills", "kills at calls", "power cuts"}
-    assert [figures[0][0]["kills"] >= 40, figures[1][0]["kills at calls"], figures[2][0]["power cuts"]] == [
-        True,
-        20,
-        20,
-    ]
+    assert figures[0][0]["kills"] >= 40
+    assert [figures[1][0]["kills at calls"], figures[2][0]["power cuts"]] == [12, 12]
 
 
 def test_whatever_call_fails_the_extraction_resumes_and_nothing_is_overwritten() -> None:
@@ -171,11 +168,11 @@ def test_a_folder_of_data_that_is_a_link_is_refused(small: Path, tmp_path: Path)
         ActivationStore(path)
 
 
-def test_every_bit_of_a_record_counts(small: Path, tmp_path: Path) -> None:
+def test_every_byte_of_a_record_counts(small: Path, tmp_path: Path) -> None:
     data, path = (small / "commits/00000000.json").read_bytes(), tmp_path / "record.json"
-    for bit in range(8 * len(data)):
+    for place in range(len(data)):
         wrong = bytearray(data)
-        wrong[bit // 8] ^= 1 << bit % 8
+        wrong[place] ^= 1 << place % 8
         path.write_bytes(wrong)
         with pytest.raises(CorruptStoreError):
             read_record(path)

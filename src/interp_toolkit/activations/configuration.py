@@ -116,7 +116,7 @@ class Configuration:
                     "dtype": float_name(facts["dtype"]),
                 }
             )
-        except (InterpError, KeyError, TypeError, ValueError) as error:
+        except (InterpError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(f"the store does not say what it holds: {error}") from error
         if found.to_json() != dict(facts) or not sites:
             raise CorruptStoreError("the store does not say what it holds in the form in which it was written")

@@ -381,11 +381,14 @@ class Ledger:
             raise CorruptStoreError(f"{self._seal(len(self.plans) - 1)} belongs to another store")
         return _hex(content.get("digest"), 64)
 
-    def check_seals(self) -> None:
-        """Make every seal anew and compare, and look for records that no plan speaks of.
+    def check_numbers(self) -> list[int]:
+        """Look for records that no plan speaks of.
+
+        Returns:
+            The numbers of the seals.
 
         Raises:
-            CorruptStoreError: when one says something else, or the record of a plan is missing.
+            CorruptStoreError: when there are some, as where the record of a plan is missing.
         """
         plans, shards, seals = (self._numbers(folder) for folder in ("plan", "commits", "seals"))
         self.refresh()  # what was there before has its plan by now
@@ -399,7 +402,15 @@ class Ledger:
                     f"{self.path / what} has a record with the number {numbers[-1]}, but there are {end} by the plans "
                     "that are there: the record of a plan is missing, or this one does not belong here"
                 )
-        for number in seals:
+        return seals
+
+    def check_seals(self) -> None:
+        """Make every seal anew and compare.
+
+        Raises:
+            CorruptStoreError: when one says something else.
+        """
+        for number in self.check_numbers():
             if read_record(self._seal(number)) != self._seal_content(number):
                 raise CorruptStoreError(f"{self._seal(number)} does not fit what the store holds")
 

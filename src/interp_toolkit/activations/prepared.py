@@ -173,10 +173,12 @@ class Extraction:
                 raise StoreError(f"someone else added documents to {self.path} meanwhile: prepare the extraction again")
             attempt = begin_attempt(ledger.path)
             copy = Plan(replace(self.plan.facts, attempt=attempt), ledger.path / f"plan/{attempt}.safetensors")
-            copy_new(self.plan.path, copy.path)
-            if not ledger.add_plan(copy):
-                copy.path.unlink()
-            end_attempt(ledger.path, attempt)
+            try:
+                copy_new(self.plan.path, copy.path)
+                if not ledger.add_plan(copy):
+                    discard(copy.path)
+            finally:
+                end_attempt(ledger.path, attempt)
         self._ledger = ledger
         self.plan = next(plan for plan in ledger.plans if plan.facts.digest == self.plan.facts.digest)
         return ledger

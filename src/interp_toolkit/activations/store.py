@@ -65,6 +65,7 @@ class ActivationStore:
             raise StoreError(f"a store is verified 'open', 'first-read' or 'full', not {verify!r}")
         self._verify: Verify = verify
         self._ledger = Ledger(path)
+        self._ledger.check_numbers()
         self._shards = Shards(self._ledger, check_content=verify != "open")
         self._columns: dict[str, list[Any]] = {}
         if verify == "full":
