@@ -17,7 +17,7 @@ from interp_toolkit.activations.attempts import begin_attempt, collect, end_atte
 from interp_toolkit.activations.computing import Computer
 from interp_toolkit.activations.configuration import Configuration
 from interp_toolkit.activations.corpus import Documents, Reading
-from interp_toolkit.activations.disk import copy_new
+from interp_toolkit.activations.disk import copy_new, discard
 from interp_toolkit.activations.ledger import Ledger
 from interp_toolkit.activations.planning import Plan
 from interp_toolkit.activations.spooling import make_plan
