@@ -31,8 +31,9 @@ bench: .venv/dev.stamp ## Measure speed and memory
 torture: .venv/dev.stamp ## Kill, damage and race activation stores, and count what is lost
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(TORTURE)
 
-bench-peers: .venv-peers/peers.stamp ## Time sweeps against TransformerLens and nnsight; PEERS=--help shows the choices
+bench-peers: .venv-peers/peers.stamp ## Time sweeps against TransformerLens and nnsight, and reading against zarr and Arrow; PEERS=--help shows the choices
 	TQDM_DISABLE=1 .venv-peers/bin/python benchmarks/peers.py $(PEERS)
+	.venv-peers/bin/python benchmarks/store.py --only reading
 
 check: .venv/dev.stamp ## Check format, lint, types and documentation; every warning is an error
 	$(BIN)/ruff format --check .
@@ -75,5 +76,5 @@ help: ## Show this
 .venv-peers/peers.stamp: pyproject.toml constraints.txt benchmarks/peers-constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --no-compile --constraint benchmarks/peers-constraints.txt \
-		--editable '.[demo]' 'nnsight==0.8.*' 'transformer_lens==4.3.*'
+		--editable '.[demo]' 'nnsight==0.8.*' 'transformer_lens==4.3.*' 'zarr==3.1.*'
 	touch $@

@@ -345,6 +345,7 @@ def test_a_model_on_several_devices_is_refused(saved: Path, tmp_path: Path) -> N
 # --- Ray ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_all_that_it_started_and_it_is_resumed_without_ray(
     model: PreTrainedModel,
     digest: str,
@@ -448,6 +449,7 @@ def test_errors_keep_their_class_and_what_they_say(connected: Any, raised: Excep
     assert getattr(error.value, "errno", None) == getattr(raised, "errno", None)
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_given_up_when_the_others_are_done(
     connected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,13 @@ SOFTCAP = {"gemma2": 2.0}
 KEYS_REPEATED = {"falcon", "falcon_one_norm"}
 
 CASES = [(name, how) for name, family in FAMILIES.items() for how in family.implementations]
-EVERY = pytest.mark.parametrize(("name", "implementation"), CASES)
+EVERY = pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        pytest.param(name, how, marks=() if how == FAMILIES[name].implementations[0] else pytest.mark.slow)
+        for name, how in CASES
+    ],
+)
 LENGTHS = {"one": [9], "left": [9, 6, 3], "right": [9, 6, 3]}
 
 

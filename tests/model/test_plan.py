@@ -154,7 +154,9 @@ def test_a_plan_equals_hooks_written_by_hand(name: str, mlp: str) -> None:
 
 @pytest.mark.parametrize("readout", [False, True], ids=["logits", "rows of the unembedding"])
 @pytest.mark.parametrize(("resume", "join", "prefix"), list(itertools.product([False, True], repeat=3)))
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if number > 2 else ()) for number, name in enumerate(SEVERAL)]
+)
 def test_shortcuts_change_no_number(name: str, resume: bool, join: bool, prefix: bool, readout: bool) -> None:
     model = model_of(name)
     proved = shortcuts_of(verified(model))
