@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from interp_toolkit.activations import ActivationStore, Corpus, extract, prepare_extraction
+from interp_toolkit.activations.ledger import Ledger
 from interp_toolkit.errors import CorruptStoreError, SiteError, StoreError, UnavailableSiteError, UnknownSiteError
 from tiny import model_of, tokens
 
@@ -202,6 +203,14 @@ def test_heads_and_neurons_are_read_from_the_whole_site(store: ActivationStore) 
     assert "L0H2" not in store
     assert "nonsense" not in store
     assert 5 not in store
+
+
+def test_a_store_without_rows_holds_its_sites_all_the_same(tmp_path: Path, store: ActivationStore) -> None:
+    Ledger.create(tmp_path / "store", Ledger(store.path).configuration)
+    empty = ActivationStore(tmp_path / "store")
+    assert len(empty) == 0
+    assert "resid_post.0" in empty
+    assert "resid_post.1" not in empty
 
 
 @pytest.mark.parametrize(
@@ -647,6 +656,19 @@ def test_what_does_not_fit_together_is_not_merged(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="other documents"):
         ActivationStore.merge([first], tmp_path / "c")
     assert ActivationStore(tmp_path / "c", verify="full").digest == before
+    assert list((tmp_path / "c/attempts").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["plan", "data/s000"])
+def test_a_damaged_store_is_not_merged_and_its_attempt_ends(tmp_path: Path, folder: str) -> None:
+    source = made(tmp_path / "a", RECORDS[:5])
+    file = next((source.path / folder).glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match="is damaged: its content"):
+        ActivationStore.merge([source], tmp_path / "merged")
+    assert list((tmp_path / "merged/attempts").iterdir()) == []
 
 
 # --- other tools --------------------------------------------------------------------------------------------------

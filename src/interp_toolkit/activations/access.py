@@ -172,10 +172,8 @@ class SiteView:
             found = self._empty(len(rows))
             found[half], found[~half] = self._gather(rows[half]), self._gather(rows[~half])
             return found
-        arrays = [self._array(int(shard)) for shard in used]
-        number = np.zeros(int(used[-1]) + 1, dtype=np.int64)
-        number[used] = np.arange(len(used))
-        return gather(arrays, number[shards], rows - self._shards.starts[shards])
+        arrays = [self._array(shard) for shard in used.tolist()]
+        return gather(arrays, used, self._shards.starts, shards, rows)
 
 
 __all__ = ["Rows", "SiteView"]

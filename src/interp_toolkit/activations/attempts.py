@@ -9,7 +9,7 @@ import platform
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ def begin_attempt(store: Path) -> str:
 def end_attempt(store: Path, attempt: str) -> None:
     """This process writes no more files of that name."""
     discard(store / f"attempts/{attempt}.json")
+
+
+@contextmanager
+def attempt_in(store: Path) -> Iterator[str]:
+    """A name for files that this process writes into a store within the block; it ends whatever leads out of it."""
+    attempt = begin_attempt(store)
+    try:
+        yield attempt
+    finally:
+        end_attempt(store, attempt)
 
 
 def collect(ledger: Ledger) -> int:
@@ -112,4 +122,4 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-__all__ = ["begin_attempt", "collect", "end_attempt"]
+__all__ = ["attempt_in", "begin_attempt", "collect", "end_attempt"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_toolkit.activations.configuration import Configuration, StoredSite
 from interp_toolkit.activations.disk import Chunk
@@ -17,7 +17,7 @@ from interp_toolkit.activations.files import as_array, torch_type
 from interp_toolkit.activations.ledger import TOKEN_ARRAYS
 from interp_toolkit.activations.planning import Work
 from interp_toolkit.errors import RunError, StoreError
-from interp_toolkit.model.forward import execute
+from interp_toolkit.model.forward import execute, vocabulary_of
 from interp_toolkit.model.machine import out_of_memory
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Tokens
@@ -175,12 +175,6 @@ class Computer:
         return True
 
 
-def vocabulary_of(model: nn.Module) -> int | None:
-    """How many tokens a model knows, if it says so."""
-    embeddings = getattr(model, "get_input_embeddings", None)
-    return None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
-
-
 def token_parts(work: Work) -> list[Chunk]:
     """The data of the file with the tokens of a shard."""
     keep = work.keep
@@ -221,4 +215,4 @@ def _check_finite(work: Work, configuration: Configuration, kept: list[Tensor]) 
         )
 
 
-__all__ = ["Computer", "Tick", "bytes_of", "token_parts", "vocabulary_of"]
+__all__ = ["Computer", "Tick", "bytes_of", "token_parts"]

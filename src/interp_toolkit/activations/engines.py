@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp_toolkit.activations.attempts import begin_attempt, end_attempt
+from interp_toolkit.activations.attempts import attempt_in
 from interp_toolkit.activations.ledger import Ledger
 from interp_toolkit.activations.workers import Recipe, ShardWorker
 from interp_toolkit.errors import InterpWarning, RunError, StoreError
@@ -115,8 +115,7 @@ def run_on_ray(
         return
     rows = {shard: len(ledger.plan_of(shard).shard(shard).rows) for shard in missing}
     began, tokens = time.perf_counter(), 0
-    witness = begin_attempt(ledger.path)
-    try:
+    with attempt_in(ledger.path) as witness:
         recipe = Recipe.of(wiring, ledger, witness)
         with (
             _connected(ray),
@@ -139,8 +138,6 @@ def run_on_ray(
             actor = ray.remote(ShardWorker).options(max_concurrency=_AHEAD, **resources)
             size = min(room if workers is None else workers, len(missing))
             _Pool(lambda: actor.remote(recipe), size).run(missing, tick)
-    finally:
-        end_attempt(ledger.path, witness)
     _wait_until_seen(ledger, missing)
 
 

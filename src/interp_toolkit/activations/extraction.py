@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from interp_toolkit.activations.computing import Computer, vocabulary_of
+from interp_toolkit.activations.computing import Computer
 from interp_toolkit.activations.configuration import (
     Configuration,
     StoredSite,
@@ -29,6 +29,7 @@ from interp_toolkit.activations.prepared import Engine, Extraction
 from interp_toolkit.activations.selection import Selection
 from interp_toolkit.activations.store import ActivationStore
 from interp_toolkit.errors import RunError, StoreError, TokenError
+from interp_toolkit.model.forward import vocabulary_of
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import SitesLike, expand
 from interp_toolkit.model.sites import COMPONENTS, SHORT_NAMES, Site

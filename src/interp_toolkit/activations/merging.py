@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from interp_toolkit.activations.attempts import begin_attempt, end_attempt
+from interp_toolkit.activations.attempts import attempt_in
 from interp_toolkit.activations.computing import bytes_of, token_parts
-from interp_toolkit.activations.disk import Chunk, copy_new, discard, hash_of
+from interp_toolkit.activations.disk import Chunk, hash_of
 from interp_toolkit.activations.files import map_arrays, size_of
 from interp_toolkit.activations.ledger import Ledger
-from interp_toolkit.activations.planning import Plan
+from interp_toolkit.activations.writing import add_copy
 from interp_toolkit.errors import CorruptStoreError, StoreError
 
 
@@ -30,29 +29,18 @@ def merge(sources: Sequence[Ledger], path: Path) -> None:
             raise StoreError(f"{source.path} is not complete: finish its extraction first")
     ledger = Ledger.create(path, sources[0].configuration)
     wanted = [(source, plan) for source in sources for plan in source.plans]
-    attempt = begin_attempt(ledger.path)
-    for number, (source, plan) in enumerate(wanted):
-        if number == len(ledger.plans):
-            _add(ledger, plan)
-        mine = ledger.plans[number]
-        if mine.facts.digest != plan.facts.digest:
-            raise StoreError(f"{path} is a store of other documents, and stays as it is: choose another path")
-        for theirs, ours in zip(plan.shards, mine.shards, strict=True):
-            if not ledger.is_committed(ours):
-                _copy(source, theirs, ledger, ours, attempt)
-    end_attempt(ledger.path, attempt)
+    with attempt_in(ledger.path) as attempt:
+        for number, (source, plan) in enumerate(wanted):
+            if number == len(ledger.plans):
+                plan.check()
+                add_copy(ledger, plan)
+            mine = ledger.plans[number]
+            if mine.facts.digest != plan.facts.digest:
+                raise StoreError(f"{path} is a store of other documents, and stays as it is: choose another path")
+            for theirs, ours in zip(plan.shards, mine.shards, strict=True):
+                if not ledger.is_committed(ours):
+                    _copy(source, theirs, ledger, ours, attempt)
     ledger.seal()
-
-
-def _add(ledger: Ledger, plan: Plan) -> None:
-    attempt = begin_attempt(ledger.path)
-    facts = replace(plan.facts, attempt=attempt, first=ledger.next_numbers)
-    copy = Plan(facts, ledger.path / f"plan/{attempt}.safetensors")
-    plan.check()
-    copy_new(plan.path, copy.path)
-    if not ledger.add_plan(copy):
-        discard(copy.path)
-    end_attempt(ledger.path, attempt)
 
 
 def _copy(source: Ledger, theirs: int, ledger: Ledger, ours: int, attempt: str) -> None:

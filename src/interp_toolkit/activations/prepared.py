@@ -9,20 +9,18 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from interp_toolkit.activations.attempts import begin_attempt, collect, end_attempt
+from interp_toolkit.activations.attempts import collect
 from interp_toolkit.activations.computing import Computer
 from interp_toolkit.activations.configuration import Configuration
 from interp_toolkit.activations.corpus import Documents, Reading
-from interp_toolkit.activations.disk import copy_new, discard
 from interp_toolkit.activations.ledger import Ledger
 from interp_toolkit.activations.planning import Plan
 from interp_toolkit.activations.spooling import make_plan
 from interp_toolkit.activations.store import ActivationStore
-from interp_toolkit.activations.writing import Writer
+from interp_toolkit.activations.writing import Writer, add_copy
 from interp_toolkit.errors import StoreError
 from interp_toolkit.model.wiring import Wiring
 
@@ -171,14 +169,7 @@ class Extraction:
         while self.plan.facts.digest not in {plan.facts.digest for plan in ledger.plans}:
             if ledger.next_numbers != self.plan.facts.first:
                 raise StoreError(f"someone else added documents to {self.path} meanwhile: prepare the extraction again")
-            attempt = begin_attempt(ledger.path)
-            copy = Plan(replace(self.plan.facts, attempt=attempt), ledger.path / f"plan/{attempt}.safetensors")
-            try:
-                copy_new(self.plan.path, copy.path)
-                if not ledger.add_plan(copy):
-                    discard(copy.path)
-            finally:
-                end_attempt(ledger.path, attempt)
+            add_copy(ledger, self.plan)
         self._ledger = ledger
         self.plan = next(plan for plan in ledger.plans if plan.facts.digest == self.plan.facts.digest)
         return ledger

@@ -36,8 +36,9 @@ class ActivationStore:
 
     Args:
         path: the folder.
-        verify: `"open"`: records are checked now, and files for their size and head when they are first used;
-            `"first-read"`: the content of a file too is checked when it is first used; `"full"`: everything now.
+        verify: `"open"`: `store.json`, the plans and the numbers of all records are checked now; the record of a
+            shard when it is first used, and then its files for their size and head. `"first-read"`: the content of a
+            file too is checked when it is first used. `"full"`: everything now.
 
     Raises:
         StoreError: when there is no store.
@@ -135,7 +136,6 @@ class ActivationStore:
         """Look for what others have written since it was opened."""
         self._ledger.refresh()
         self._shards.refresh()
-        self.__dict__.pop("_token_rows", None)
         return self
 
     def available(self) -> Int[Tensor, " row"]:
@@ -185,9 +185,10 @@ class ActivationStore:
         if not isinstance(site, Site | str):
             return False
         try:
-            return bool(self[site])
+            self[site]
         except ValueError:
             return False
+        return True
 
     def __iter__(self) -> Iterator[Site]:
         """The sites."""
@@ -310,8 +311,8 @@ class ActivationStore:
         Args:
             site: one, or several that are read together.
             size: rows in a batch; the last one may be smaller.
-            shuffle: mix the rows: shards come in random order, and rows are drawn at random from a buffer of
-                `buffer` rows, so that files are read in long pieces.
+            shuffle: mix the rows: pieces of 8,192 rows come in random order, and rows are drawn at random from a
+                buffer of `buffer` rows, so that files are read in long pieces.
             seed: decides the order.
             rows: only these, such as those of `where`.
             drop_last: leave out a smaller last batch.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from interp_toolkit.activations.attempts import begin_attempt, end_attempt
+from interp_toolkit.activations.attempts import attempt_in
 from interp_toolkit.activations.computing import Computer
 from interp_toolkit.activations.configuration import weights_fingerprint
 from interp_toolkit.activations.disk import Chunk
@@ -139,12 +139,9 @@ class ShardWorker:
         """
         if self._ledger.is_committed(shard):
             return 0
-        attempt = begin_attempt(self._ledger.path)
-        try:
+        with attempt_in(self._ledger.path) as attempt:
             work, parts, environment, tokens = self._thread.submit(self._compute, shard).result()
             self._ledger.write(work, parts, attempt, environment)
-        finally:
-            end_attempt(self._ledger.path, attempt)
         return tokens
 
     def _compute(self, shard: int) -> tuple[Shard, list[list[Chunk]], dict[str, object], int]:

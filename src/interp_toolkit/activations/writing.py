@@ -1,19 +1,33 @@
-"""Writing beside computing: a queue that blocks when it is full and never drops anything."""
+"""Writing into a store: a copy of a plan, and shards beside computing.
+
+Shards wait in a queue that blocks when it is full and never drops anything.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-from interp_toolkit.activations.attempts import begin_attempt, end_attempt
-from interp_toolkit.activations.disk import Chunk
+from interp_toolkit.activations.attempts import attempt_in, begin_attempt, end_attempt
+from interp_toolkit.activations.disk import Chunk, copy_new, discard
 from interp_toolkit.activations.ledger import Ledger
-from interp_toolkit.activations.planning import Shard
+from interp_toolkit.activations.planning import Plan, Shard
 
 _WAITING = 2
 """One shard is written and one waits, while another is computed: three are in memory."""
+
+
+def add_copy(ledger: Ledger, plan: Plan) -> None:
+    """Copy a plan behind those of a store; nothing of it is left if someone else added one meanwhile."""
+    with attempt_in(ledger.path) as attempt:
+        facts = replace(plan.facts, attempt=attempt, first=ledger.next_numbers)
+        copy = Plan(facts, ledger.path / f"plan/{attempt}.safetensors")
+        copy_new(plan.path, copy.path)
+        if not ledger.add_plan(copy):
+            discard(copy.path)
 
 
 class Writer:
@@ -40,6 +54,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Wait until everything is written."""
+        # If this wait is broken off, the attempt stays: the thread still writes, and what it leaves is to be removed.
         self._thread.shutdown(wait=True)
         end_attempt(self.ledger.path, self._attempt)
         errors = [error for future in self._pending if (error := future.exception()) is not None]
@@ -61,4 +76,4 @@ class Writer:
         self.nbytes += sum(memoryview(chunk).nbytes for chunks in parts for chunk in chunks)
 
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "add_copy"]

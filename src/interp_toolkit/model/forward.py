@@ -84,9 +84,14 @@ def _input_device(base: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
+def vocabulary_of(model: nn.Module) -> int | None:
+    """How many tokens a model knows, if it says so."""
+    embeddings = getattr(model, "get_input_embeddings", None)
+    return None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
+
+
 def _check_vocabulary(base: nn.Module, tokens: Tokens) -> None:
-    embeddings = getattr(base, "get_input_embeddings", None)
-    size = None if embeddings is None else getattr(embeddings(), "num_embeddings", None)
+    size = vocabulary_of(base)
     least, most = int(tokens.ids.min()), int(tokens.ids.max())
     if least < 0 or (size is not None and most >= size):
         wrong = least if least < 0 else most
@@ -103,4 +108,4 @@ def _offloaded(wiring: Wiring) -> bool:
     return any(str(place) in ("cpu", "disk") for place in places.values()) and len(set(places.values())) > 1
 
 
-__all__ = ["execute", "model_inputs"]
+__all__ = ["execute", "model_inputs", "vocabulary_of"]
