@@ -32,6 +32,7 @@ HASATTR = 3
 # Who stands above whom: nothing imports from a higher layer, nor from another package of its own layer.
 LAYERS = [
     {"errors", "lazy"},
+    {"statistics"},
     {"visualization"},
     {"model"},
     {"provenance"},

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp_toolkit.circuits import statistics
-from interp_toolkit.circuits.statistics import Estimate, bootstrap_mean, bootstrap_ratio, wilson
+from interp_toolkit import statistics
 from interp_toolkit.errors import MetricError
+from interp_toolkit.statistics import Estimate, bootstrap_mean, bootstrap_ratio, wilson
 
 NAN = float("nan")
 

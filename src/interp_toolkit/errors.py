@@ -13,6 +13,7 @@ InterpError                       everything raised here on purpose
 ├── RunError                      a run that cannot be done as asked
 ├── TokenError                    a text that is not the tokens one would expect
 │   └── AlignmentError            two prompts that do not line up
+├── ProbeError                    data from which no probe can be trained or judged as asked
 ├── FileFormatError               a saved file that is not what it says
 └── StoreError                    a store that cannot be read or written as asked
     └── CorruptStoreError         a store that is not what was written
@@ -78,6 +79,10 @@ class AlignmentError(TokenError):
     """Two prompts whose tokens do not line up."""
 
 
+class ProbeError(InterpError, ValueError):
+    """Data from which no probe can be trained or judged as asked."""
+
+
 class FileFormatError(InterpError, ValueError):
     """A file that cannot be read as what it claims to be."""
 
@@ -104,6 +109,7 @@ __all__ = [
     "MetricError",
     "ModelLoadError",
     "PositionError",
+    "ProbeError",
     "RunError",
     "SiteError",
     "StoreError",

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.circuits.results import Direction
-from interp_toolkit.circuits.statistics import Estimate, bootstrap_ratio
 from interp_toolkit.errors import FileFormatError, RunError
 from interp_toolkit.provenance import Provenance
+from interp_toolkit.statistics import Estimate, bootstrap_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
