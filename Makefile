@@ -27,6 +27,7 @@ test-slow: .venv/dev.stamp ## Run the tests that are left out by default
 bench: .venv/dev.stamp ## Measure speed and memory
 	$(BIN)/python benchmarks/readings.py
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/probes.py
 
 torture: .venv/dev.stamp ## Kill, damage and race activation stores, and count what is lost
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(TORTURE)

@@ -19,7 +19,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/tasks.md", "docs/store.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/guide.md", "docs/tasks.md", "docs/store.md", "docs/probes.md"]
+)
 def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -70,15 +72,53 @@ def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: p
     assert [100 * float(mlp[layer, 2]) for layer in (0, 4, 1, 6)] == pytest.approx([66, 37, 33, 26], abs=1.1)
 
 
+def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = "docs/truth.md"
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    ran: dict[str, Any] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), ran)
+    found, matrix, moved = ran["found"], ran["matrix"], ran["moved"]
+    assert "Validation chose layer 11" in text
+    assert found.best.layer == 11
+    measured = moved.estimate().mean[0, :, 0], moved.random().mean[:, 0]
+    claims = {
+        "better than chance (55% there)": found.score(8).accuracy,
+        "on all of them (100%)": found.score(14).accuracy,
+        "accuracy 0.93": found.best.accuracy,
+        "AUROC 0.99": found.best.auroc,
+        "is learned to 0.71": found.best.control,
+        "the selectivity is only 0.21": found.best.selectivity,
+        "has an AUROC of 0.02": matrix.auroc[0, 1],
+        "is as good on these (0.99)": matrix.auroc[1, 1],
+        "(cosine −0.94)": matrix.cosine[0, 1],
+        "both are at chance (0.52": matrix.auroc[0, 2],
+        "and 0.51)": matrix.auroc[0, 3],
+        "rises by 1.02": measured[0][1],
+        "falls by 0.52": -measured[0][0],
+        "move it by 0.00": measured[1][1],
+        "and 0.19": measured[1][0],
+    }
+    for words, value in claims.items():
+        assert words in text
+        number = re.search(r"(−?)(\d+(?:\.\d+)?)(%?)", words)
+        assert number is not None
+        said = float(number[2]) * (-1 if number[1] else 1) / (100 if number[3] else 1)
+        assert float(value) == pytest.approx(said, abs=0.03), words  # machines differ a little
+    assert found.represented
+    assert ran["probe"].evaluate(ran["eraser"](ran["activations"]), ran["cities"].labels) < 0.6
+
+
 def test_the_commands_shown_are_commands() -> None:
     shown = [
         line
-        for page in ("README.md", "docs/store.md")
+        for page in ("README.md", "docs/store.md", "docs/probes.md")
         for block in blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 10
+    assert len(shown) == 12
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

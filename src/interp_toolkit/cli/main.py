@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_toolkit.cli.console import load, model_options, note, table
+from interp_toolkit.cli.probe import add_probe
 from interp_toolkit.cli.store import add_store
 from interp_toolkit.errors import InterpError, InterpWarning, RunError
 
@@ -267,6 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument("-o", "--output", type=Path, metavar="FILE", help="a safetensors file to write")
     cache.set_defaults(command=_cache)
     _patch_options(commands.add_parser("patch", help="put an activation of one prompt's run into another's"))
+    add_probe(commands.add_parser("probe", help="train probes at every layer, with baselines and controls"))
     add_store(commands.add_parser("store", help="extract activations over a corpus, and look after what is stored"))
     return parser
 

@@ -1,0 +1,97 @@
+"""The spectrum of features: what makes the descent of a probe quick for every penalty at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_EXACT = 1024
+"""So many rows or features are decomposed wholly; of more, the directions of largest variance are found."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spectrum:
+    """Principal directions of centred features.
+
+    Attributes:
+        axes: orthonormal columns.
+        variances: along each of them.
+        rest: mean variance along all other directions; 0 where features have no part in these.
+    """
+
+    axes: Float[Tensor, "layer d axis"]
+    variances: Float[Tensor, "layer axis"]
+    rest: Float[Tensor, " layer"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "layer row d"]) -> Spectrum:
+        """The spectrum of rows.
+
+        Args:
+            x: features, not necessarily centred.
+        """
+        _, rows, width = x.shape
+        centered = x - x.mean(1, keepdim=True)
+        if width <= min(rows, _EXACT):
+            variances, axes = torch.linalg.eigh(centered.mT @ centered / rows)
+        elif rows <= _EXACT:
+            variances, axes = _by_rows(centered)
+        else:
+            generator = torch.Generator(x.device).manual_seed(0)
+            start = torch.randn(len(x), width, _EXACT // 2, generator=generator, dtype=x.dtype, device=x.device)
+            for _ in range(3):  # subspace iteration (Halko et al. 2011, algorithm 4.4)
+                start = torch.linalg.qr(centered.mT @ (centered @ start)).Q
+            variances, turned = torch.linalg.eigh((centered @ start).mT @ (centered @ start) / rows)
+            axes = start @ turned
+        total = centered.square().sum((1, 2)) / rows
+        left = (total - variances.sum(-1)).clamp_min(0) / max(1, width - axes.shape[-1])
+        complete = axes.shape[-1] >= min(rows, width)
+        return cls(axes=axes, variances=variances.clamp_min(0), rest=torch.zeros_like(left) if complete else left)
+
+    def inverse(
+        self, curvature: Float[Tensor, "layer problem output"], *, intercept: bool
+    ) -> Callable[[Tensor], Tensor]:
+        """A function that multiplies by the inverse of `1 + s · covariance`, with `s` the sum of curvatures over rows.
+
+        Args:
+            curvature: that sum, for each problem and output.
+            intercept: whether the last entry of a vector is an intercept, for which the inverse is `1 / s`.
+
+        Returns:
+            A function of `[layer, problem, output, d + 1]`.
+        """
+        strength = curvature.flatten(1)[..., None]
+        # Nothing that is multiplied lies outside of the axes where these are all. What rounding leaves there must not
+        # grow: it would be larger than the rest, which is divided by up to C times the number of rows
+        missing = (self.rest > 0)[:, None, None]
+        other = torch.where(missing, 1 / (1 + strength * self.rest[:, None, None]), 0.0)
+        along = 1 / (1 + strength * self.variances[:, None]) - other
+        least = torch.finfo(strength.dtype).eps
+        bias = 1 / strength.clamp_min(least) if intercept else torch.zeros_like(strength)
+
+        def inverted(vectors: Tensor) -> Tensor:
+            flat = vectors.flatten(1, 2)
+            weights = flat[..., :-1]
+            turned = weights * other + ((weights @ self.axes) * along) @ self.axes.mT
+            return torch.cat([turned, flat[..., -1:] * bias], -1).reshape(vectors.shape)
+
+        return inverted
+
+
+def _by_rows(centered: Float[Tensor, "layer row d"]) -> tuple[Tensor, Tensor]:
+    """Variances and axes by the products of rows, of which there are fewer than features."""
+    wide = centered.double() if centered.device.type != "mps" else centered
+    rows = centered.shape[1]
+    squares, sides = torch.linalg.eigh(wide @ wide.mT / rows)
+    # Directions without variance are no directions: the penalty alone acts there, and gives them the weight zero
+    sound = squares > 1e-10 * squares.amax(-1, keepdim=True)
+    lengths = (squares * rows).clamp_min(torch.finfo(wide.dtype).tiny).rsqrt()
+    axes = wide.mT @ (sides * torch.where(sound, lengths, 0.0)[:, None])
+    return torch.where(sound, squares, 0.0).to(centered), axes.to(centered)
+
+
+__all__ = ["Spectrum"]
