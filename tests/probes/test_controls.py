@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -68,15 +68,11 @@ def test_groups_on_one_side_are_dealt_anew_so_that_each_is_trained(seed: int) ->
 def test_control_labels_differ_by_seed_and_say_nothing_about_the_real_ones() -> None:
     labels = torch.arange(400) % 2
     rows = torch.arange(400)
-    tasks = [control_task(labels, rows.tolist() + [], rows[:300] // 2, rows[300:], seed=n) for n in range(2)]
-    assert tasks[0] is None or tasks[1] is None or not torch.equal(tasks[0].labels, tasks[1].labels)
     words = [n // 2 % 100 for n in range(400)]
-    agree = []
-    for seed in range(20):
-        task = control_task(labels, words, rows[:200], rows[200:], seed=seed)
-        assert task is not None
-        agree.append(float((task.labels == labels).double().mean()))
-    assert abs(np.mean(agree) - 0.5) < 0.05
+    tasks = [control_task(labels, words, rows[:200], rows[200:], seed=seed) for seed in range(20)]
+    made = [tuple(task.labels.tolist()) for task in tasks if task is not None]
+    assert len(set(made)) == 20
+    assert abs(np.mean([np.mean(np.array(one) == labels.numpy()) for one in made]) - 0.5) < 0.05
 
 
 def test_without_a_key_that_occurs_twice_there_is_no_control_task() -> None:
@@ -95,7 +91,7 @@ def drawn(labels: Tensor, groups: Tensor, parts: list[Tensor], number: int = 50,
     return torch.stack([labels[order] for order in orders])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.integers(0, 1)), min_size=2, max_size=12), st.integers())
 def test_labels_stay_in_their_part_and_groups_stay_whole(shape: list[tuple[int, bool, int]], seed: int) -> None:
     """Groups of some sizes, of one class or of alternating ones, in two parts."""
@@ -158,7 +154,7 @@ def test_the_online_code_is_that_of_a_loop_of_scikit_learn() -> None:
     bits, uniform = online_code_length(fit, torch.from_numpy(y), torch.from_numpy(order), 2)
     ends = [8, 16, 32, 64, 128, 256, 400]
     wanted = float(ends[0])
-    for a, b in zip(ends, ends[1:], strict=False):
+    for a, b in pairwise(ends):
         made = make_pipeline(StandardScaler(), LogisticRegression()).fit(x[order[:a]], y[order[:a]])
         told = made.predict_proba(x[order[a:b]])[np.arange(b - a), y[order[a:b]]]
         wanted -= np.log2(told).sum()

@@ -195,7 +195,7 @@ class _ModelReader:
         )
 
     def _batches(
-        self, sites: list[Site], chosen: Bool[Tensor, "text pos"], positions: Pooling
+        self, sites: list[Site], chosen: Bool[Tensor, "every pos"], positions: Pooling
     ) -> Iterator[tuple[Int[Tensor, " text"], dict[Site, Tensor]]]:
         """Texts of similar length together, with their readings pooled; fewer where memory does not suffice."""
         lengths = self.tokens.lengths
@@ -218,7 +218,7 @@ class _ModelReader:
             begin = end
 
     def _run(
-        self, rows: Int[Tensor, " text"], sites: list[Site], chosen: Bool[Tensor, "text pos"], positions: Pooling
+        self, rows: Int[Tensor, " text"], sites: list[Site], chosen: Bool[Tensor, "every pos"], positions: Pooling
     ) -> dict[Site, Tensor]:
         batch = _part_of(self.tokens, rows)
         some = chosen[rows, : batch.ids.shape[1]]

@@ -91,6 +91,7 @@ class Features:
         self.scaler = scaler
         self.passes = 0
         self._held = held
+        self._spectra: dict[bool, Spectrum] = {}
 
     @classmethod
     def of(cls, x: Float[Tensor, "*layer row d"]) -> Features:
@@ -189,15 +190,14 @@ class Features:
             held=None if self._held is None else self._held[n : n + 1],
         )
 
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        """Principal directions, of a sample where there are many rows."""
-        rows = self.shape[1]
-        if self._held is not None and rows <= _SAMPLE:
-            return Spectrum.of(self._held)
-        step = max(1, -(-rows // _SAMPLE))
-        sample = [block[:, -at.start % step :: step] for at, block in self.blocks()]
-        return Spectrum.of(torch.cat(sample, 1))
+    def spectrum(self, center: bool = True) -> Spectrum:
+        """Principal directions, of a sample where there are many rows; about their mean, or about zero."""
+        if center not in self._spectra:
+            rows = self.shape[1]
+            step = max(1, -(-rows // _SAMPLE))
+            sample = [block[:, -at.start % step :: step] for at, block in self.blocks()]
+            self._spectra[center] = Spectrum.of(sample[0] if len(sample) == 1 else torch.cat(sample, 1), center=center)
+        return self._spectra[center]
 
     # --- products --------------------------------------------------------------------------------------------
 

@@ -188,11 +188,11 @@ class ProbeSweep:
     def represented(self) -> bool:
         """Whether the chosen probe is above every baseline and beyond what shuffled labels give.
 
-        The interval of its gain over each baseline lies above zero, and the p-value is below 5% (where it was made).
+        The interval of its gain over each baseline lies above zero, and the p-value is at most 5% (where it was made).
         Without any baseline nothing can be said, and it is not.
         """
         beyond = bool(self.baselines) and all(baseline.gain_low > 0 for baseline in self.baselines)
-        return beyond and not self.p_value >= _ALPHA
+        return beyond and not self.p_value > _ALPHA
 
     def summary(self) -> str:
         """The finding in words, with its controls, and what it does not show."""
@@ -205,7 +205,7 @@ class ProbeSweep:
             claim = f"The model represents “{self.name}” at {best.site} ({self.where}): {scored}"
         else:
             reasons = [f"{b.name} ({_interval(b.accuracy, b.low, b.high)}) may do as well" for b in weak]
-            if self.p_value >= _ALPHA:
+            if self.p_value > _ALPHA:
                 reasons.append(f"shuffled labels do as well in {self.p_value:.0%} of cases")
             if "the majority class" in {b.name for b in weak} and best.auroc_low > 0.5:
                 reasons[-1] += " (it does tell classes apart better than chance, which accuracy hides if one is rare)"

@@ -49,7 +49,8 @@ class Scores:
 
     Attributes:
         accuracy: the share of rows that is right; for numbers R².
-        auroc: area under the ROC curve; the mean over classes where there are more than two; NaN for numbers.
+        auroc: area under the ROC curve; where there are more than two classes the mean over them, each by its
+            probability against all others; NaN for numbers.
         recall_1: of the second class, at 1% false positives; NaN but for two classes.
         recall_5: the same at 5%.
         calibration: expected calibration error of the probabilities, as a share.
@@ -118,7 +119,7 @@ def association(margins: Float[Tensor, "row output"], targets: Targets) -> float
         return float(((both[0] * both[1]).sum(0) / sizes).nan_to_num(0.0).mean())
     if len(targets.classes) == 2:
         return float(auroc(margins[:, 0], targets.index == 1))
-    return float(macro_auroc(margins, targets.index))
+    return float(macro_auroc(log_probabilities(margins), targets.index))
 
 
 def plain_score(margins: Float[Tensor, "cell row output"], targets: Targets) -> Float[Tensor, " cell"]:
@@ -154,7 +155,8 @@ def scores_of(
     area, recalls, calibration = _unknown(nothing, draws), [nothing, nothing], nothing
     if targets.index is not None:
         right = _not_too_sure(right)
-        calibration = calibration_error(log_probabilities(margins).exp(), targets.index)
+        chances = log_probabilities(margins)
+        calibration = calibration_error(chances.exp(), targets.index)
         if len(targets.classes) == 2:
             second = targets.index == 1
             area = bootstrap_auroc(
@@ -162,7 +164,7 @@ def scores_of(
             )
             recalls = [recall_at_fpr(margins[..., 0], second, rate=rate) for rate in (0.01, 0.05)]
         else:
-            area = _unknown(macro_auroc(margins, targets.index), draws)
+            area = _unknown(macro_auroc(chances, targets.index), draws)
     return Scores(
         accuracy=right,
         auroc=area,

@@ -112,7 +112,7 @@ class _Problem:
 
     features: Features
     spectrum: Spectrum
-    wanted: Float[Tensor, "row problem output"]
+    wanted: Bool[Tensor, "row problem output"]
     scale: Float[Tensor, "row problem"]  # C times the row's weight
     softmax: bool
     intercept: bool
@@ -127,14 +127,14 @@ class _Problem:
         row_weights: Tensor | None,
         intercept: bool,
     ) -> _Problem:
-        labels = targets.to(features.device)
-        one_hot = torch.nn.functional.one_hot(labels, classes).to(features.dtype)
+        one_hot = torch.nn.functional.one_hot(targets.to(features.device), classes).bool()
         wanted = one_hot[..., 1:] if classes == 2 else one_hot
-        weights = one_hot.new_ones(targets.shape) if row_weights is None else row_weights.to(one_hot)
-        scale = penalties.to(one_hot)[None, :, None] * weights[:, None]
+        weights = torch.ones(targets.shape) if row_weights is None else row_weights
+        share, strength = (x.to(device=features.device, dtype=features.dtype) for x in (weights, penalties))
+        scale = strength[None, :, None] * share[:, None]
         return cls(
             features=features,
-            spectrum=features.spectrum,
+            spectrum=features.spectrum(intercept),
             wanted=wanted.repeat(1, len(penalties), 1),
             scale=scale.flatten(1),
             softmax=classes > 2,
@@ -147,35 +147,64 @@ class _Problem:
             return self
         return replace(self, wanted=self.wanted[:, problems], scale=self.scale[:, problems])
 
-    def probabilities(self, margins: Tensor) -> Tensor:
-        return margins.softmax(-1) if self.softmax else margins.sigmoid()
-
     def losses(self, margins: Float[Tensor, "layer row problem output"]) -> Float[Tensor, "layer problem"]:
         """The losses without the penalty."""
-        hit = (self.wanted * margins).sum(-1)
-        total = margins.logsumexp(-1) if self.softmax else torch.nn.functional.softplus(margins)[..., 0]
-        return torch.einsum("lrp,rp->lp", total - hit, self.scale)
+        if self.softmax:
+            others = self._beyond(margins).masked_fill(self.wanted, -torch.inf).logsumexp(-1)
+        else:
+            others = torch.where(self.wanted, -margins, margins)[..., 0]
+        # Not the logarithm of all minus the one that is wanted, of which nothing is left where the row is well told
+        return torch.einsum("lrp,rp->lp", torch.nn.functional.softplus(others), self.scale)
 
-    def gradient(self, point: Tensor, probabilities: Tensor) -> Tensor:
-        pulled = self.features.pull((probabilities - self.wanted) * self.scale[..., None], self.intercept)
+    def slopes(self, margins: Float[Tensor, "layer row problem output"]) -> Float[Tensor, "layer row problem output"]:
+        """Of a row's loss by its margins: probabilities minus what is wanted, with all digits where they are equal."""
+        if not self.softmax:
+            return torch.where(self.wanted, -(-margins).sigmoid(), margins.sigmoid())
+        others = margins.softmax(-1).masked_fill(self.wanted, 0)
+        return torch.where(self.wanted, -others.sum(-1, keepdim=True), others)
+
+    def bend(self, margins: Tensor, slopes: Tensor, rows: slice) -> Tensor:
+        """The second derivative of the rows' losses, times a change of their margins."""
+        if self.softmax:
+            beyond = self._beyond(margins, rows)
+            turned = slopes * beyond - (slopes + self.wanted[rows]) * (slopes * beyond).sum(-1, keepdim=True)
+        else:
+            turned = _bent(slopes) * margins
+        return turned * self.scale[rows, :, None]
+
+    def curvature(self, slopes: Tensor) -> Float[Tensor, "layer problem output output"]:
+        """The second derivative, summed over rows."""
+        if not self.softmax:
+            return torch.einsum("lrpo,rp->lpo", _bent(slopes), self.scale)[..., None]
+        p = slopes + self.wanted
+        mixed = torch.einsum("lrpa,lrpb,rp->lpab", p, -p, self.scale)
+        mixed.diagonal(dim1=-2, dim2=-1).zero_()
+        # The same for all classes changes nothing, so that any curvature serves there; 0 would let rounding grow
+        return mixed - torch.diag_embed(mixed.sum(-1)) - mixed.mean((-1, -2), keepdim=True)
+
+    def curved(self, direction: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Hessian times a direction, and the margins of the direction."""
+        pulled, margins = self.features.push_and_pull(
+            direction, lambda margins, rows: self.bend(margins, slopes[:, rows], rows), self.intercept
+        )
+        return self.with_penalty(pulled, direction), margins
+
+    def with_penalty(self, pulled: Tensor, point: Tensor) -> Tensor:
+        """Add what the penalty pulls; that of the rows sums to zero over classes but for rounding."""
+        if self.softmax:
+            pulled = pulled - pulled.mean(2, keepdim=True)
         pulled[..., :-1] += point[..., :-1]
         return pulled
 
-    def curved(self, direction: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Hessian times a direction, and the margins of the direction."""
+    def _beyond(self, margins: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Margins beyond that of the class that is wanted."""
+        return margins - margins.masked_fill(~self.wanted[rows], 0).sum(-1, keepdim=True)
 
-        def bent(margins: Tensor, rows: slice) -> Tensor:
-            p = probabilities[:, rows]
-            if self.softmax:
-                weighed = p * margins
-                turned = weighed - p * weighed.sum(-1, keepdim=True)
-            else:
-                turned = p * (1 - p) * margins
-            return turned * self.scale[rows, :, None]
 
-        pulled, margins = self.features.push_and_pull(direction, bent, self.intercept)
-        pulled[..., :-1] += direction[..., :-1]
-        return pulled, margins
+def _bent(slopes: Tensor) -> Tensor:
+    """`p (1 - p)`, where the slope is p or p - 1."""
+    size = slopes.abs()
+    return size * (1 - size)
 
 
 # --- the descent --------------------------------------------------------------------------------------------------
@@ -185,8 +214,8 @@ def _descend(problem: _Problem, shape: tuple[int, int], tolerance: float, max_st
     """Newton's method for all problems; each has its own step length and stops on its own."""
     layers, rows, width = problem.features.shape
     number, outputs = problem.wanted.shape[1:]
-    point = problem.wanted.new_zeros(layers, number, outputs, width + 1)
-    margins = problem.wanted.new_zeros(layers, rows, number, outputs)
+    point = problem.scale.new_zeros(layers, number, outputs, width + 1)
+    margins = problem.scale.new_zeros(layers, rows, number, outputs)
     value = problem.losses(margins)
     excess = torch.full_like(value, torch.inf)
     active = torch.ones_like(value, dtype=torch.bool)
@@ -228,10 +257,13 @@ def _direction(
     active: Bool[Tensor, "layer problem"],
 ) -> tuple[Tensor, Tensor, Float[Tensor, "layer problem"], Float[Tensor, "layer problem"]]:
     """Newton's direction by conjugate gradients, its margins, the slope along it, and the squared Newton decrement."""
-    probabilities = problem.probabilities(margins)
-    curvature = torch.einsum("lrpo,rp->lpo", probabilities * (1 - probabilities), problem.scale)
-    inverted = problem.spectrum.inverse(curvature, intercept=problem.intercept)
-    gradient = problem.gradient(point, probabilities)
+    slopes = problem.slopes(margins)
+    # Where the rows are that count: the intercept goes with the weights as these rows' mean does
+    pulls = torch.cat([slopes, _bent(slopes)], -1) * problem.scale[..., None]
+    gradient, centre = problem.features.pull(pulls, problem.intercept).chunk(2, 2)
+    gradient = problem.with_penalty(gradient, point)
+    mean = _mean(centre.sum(2)) if problem.intercept else None
+    inverted = problem.spectrum.inverse(problem.curvature(slopes), mean)
     left = -gradient
     direction, moved = torch.zeros_like(gradient), torch.zeros_like(margins)
     turned = inverted(left)
@@ -243,7 +275,7 @@ def _direction(
     for _ in range(_MOST_INNER):
         if not bool(busy.any()):
             break
-        bent, pushed = problem.curved(search, probabilities)
+        bent, pushed = problem.curved(search, slopes)
         along = _dot(search, bent)
         stride = torch.where(busy & (along > 0), size / along, 0.0)
         direction += stride[..., None, None] * search
@@ -284,6 +316,12 @@ def _length(
             break
         length = torch.where(searching, length / 2, length)
     return torch.where(searching, 0.0, length), torch.where(searching, value, found)
+
+
+def _mean(total: Float[Tensor, "layer problem d1"]) -> Float[Tensor, "layer problem d"]:
+    """The mean of rows from their sum, where the last entry is that of their weights."""
+    least = torch.finfo(total.dtype).tiny
+    return torch.where(total[..., -1:] > least, total[..., :-1] / total[..., -1:].clamp_min(least), 0.0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Float[Tensor, "layer problem"]:

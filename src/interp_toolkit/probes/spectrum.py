@@ -15,7 +15,7 @@ _EXACT = 1024
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
-    """Principal directions of centred features.
+    """Principal directions of features.
 
     Attributes:
         axes: orthonormal columns.
@@ -28,16 +28,19 @@ class Spectrum:
     rest: Float[Tensor, " layer"]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "layer row d"]) -> Spectrum:
+    def of(cls, x: Float[Tensor, "layer row d"], *, center: bool = True) -> Spectrum:
         """The spectrum of rows.
 
         Args:
             x: features, not necessarily centred.
+            center: whether variance is about their mean, as an intercept has it, or about zero.
         """
         _, rows, width = x.shape
-        centered = x - x.mean(1, keepdim=True)
+        centered = x - x.mean(1, keepdim=True) if center else x
         if width <= min(rows, _EXACT):
-            variances, axes = torch.linalg.eigh(centered.mT @ centered / rows)
+            # In double precision: an error of variances is multiplied by up to C times the number of rows
+            wide = centered.double() if x.device.type != "mps" else centered
+            variances, axes = (found.to(x) for found in torch.linalg.eigh(wide.mT @ wide / rows))
         elif rows <= _EXACT:
             variances, axes = _by_rows(centered)
         else:
@@ -53,31 +56,40 @@ class Spectrum:
         return cls(axes=axes, variances=variances.clamp_min(0), rest=torch.zeros_like(left) if complete else left)
 
     def inverse(
-        self, curvature: Float[Tensor, "layer problem output"], *, intercept: bool
+        self, curvature: Float[Tensor, "layer problem output output"], mean: Float[Tensor, "layer problem d"] | None
     ) -> Callable[[Tensor], Tensor]:
-        """A function that multiplies by the inverse of `1 + s · covariance`, with `s` the sum of curvatures over rows.
+        """A function that multiplies by the inverse of `1 + s ⊗ covariance`, with `s` the sum of curvatures over rows.
 
         Args:
-            curvature: that sum, for each problem and output.
-            intercept: whether the last entry of a vector is an intercept, for which the inverse is `1 / s`.
+            curvature: that sum, for each problem.
+            mean: of the rows, by which the intercept, the last entry of a vector, goes with the weights; None where
+                there is no intercept.
 
         Returns:
             A function of `[layer, problem, output, d + 1]`.
         """
-        strength = curvature.flatten(1)[..., None]
+        strengths, turns = torch.linalg.eigh(curvature)
+        number = torch.finfo(strengths.dtype)
+        strengths = strengths.clamp_min(number.tiny).maximum(number.eps * strengths[..., -1:])
+        strength = strengths.flatten(1)[..., None]
         # Nothing that is multiplied lies outside of the axes where these are all. What rounding leaves there must not
         # grow: it would be larger than the rest, which is divided by up to C times the number of rows
         missing = (self.rest > 0)[:, None, None]
         other = torch.where(missing, 1 / (1 + strength * self.rest[:, None, None]), 0.0)
         along = 1 / (1 + strength * self.variances[:, None]) - other
-        least = torch.finfo(strength.dtype).eps
-        bias = 1 / strength.clamp_min(least) if intercept else torch.zeros_like(strength)
 
         def inverted(vectors: Tensor) -> Tensor:
-            flat = vectors.flatten(1, 2)
-            weights = flat[..., :-1]
-            turned = weights * other + ((weights @ self.axes) * along) @ self.axes.mT
-            return torch.cat([turned, flat[..., -1:] * bias], -1).reshape(vectors.shape)
+            turned = turns.mT @ vectors
+            weights, last = turned[..., :-1], turned[..., -1:]
+            if mean is not None:
+                weights = weights - last * mean[:, :, None]
+            flat = weights.flatten(1, 2)
+            found = (flat * other + ((flat @ self.axes) * along) @ self.axes.mT).reshape(weights.shape)
+            if mean is None:
+                shift = torch.zeros_like(last)
+            else:
+                shift = last / strengths[..., None] - (found * mean[:, :, None]).sum(-1, keepdim=True)
+            return turns @ torch.cat([found, shift], -1)
 
         return inverted
 
@@ -88,7 +100,7 @@ def _by_rows(centered: Float[Tensor, "layer row d"]) -> tuple[Tensor, Tensor]:
     rows = centered.shape[1]
     squares, sides = torch.linalg.eigh(wide @ wide.mT / rows)
     # Directions without variance are no directions: the penalty alone acts there, and gives them the weight zero
-    sound = squares > 1e-10 * squares.amax(-1, keepdim=True)
+    sound = squares > 4 * rows * torch.finfo(wide.dtype).eps * squares.amax(-1, keepdim=True)
     lengths = (squares * rows).clamp_min(torch.finfo(wide.dtype).tiny).rsqrt()
     axes = wide.mT @ (sides * torch.where(sound, lengths, 0.0)[:, None])
     return torch.where(sound, squares, 0.0).to(centered), axes.to(centered)

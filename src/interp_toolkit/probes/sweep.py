@@ -6,7 +6,7 @@ on the validation rows, and what is reported is measured on the test rows, of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from interp_toolkit.probes.findings import ProbeSweep
 from interp_toolkit.probes.inputs import Target, Targets, read_targets
 from interp_toolkit.probes.kinds import KINDS, Kind
 from interp_toolkit.probes.pooling import Pooling
-from interp_toolkit.probes.splits import Split, check_leakage, given_split, number_groups, split_rows
+from interp_toolkit.probes.splits import Column, Split, check_leakage, given_split, number_groups, split_rows
 from interp_toolkit.probes.sweeping import Rows, Settings, sweep
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
@@ -41,14 +41,14 @@ def probe_sweep(
     texts: Sequence[str] | ProbeData | None = None,
     labels: Any = None,
     *,
-    groups: Sequence[Hashable] | None = None,
+    groups: Column | None = None,
     layers: Iterable[int] | int | None = None,
     site: str = "resid_post",
     positions: Pooling = "last",
     kinds: Sequence[Kind] | Kind | None = None,
     target: Target | None = None,
     split: Split | None = None,
-    control: Sequence[Hashable] | None = None,
+    control: Column | None = None,
     name: str | None = None,
     tokenizer: Any = None,
     layout: Layout | None = None,
@@ -210,7 +210,7 @@ def _rows(
     data: _Given,
     target: Target,
     split: Split | None,
-    control: Sequence[Hashable] | None,
+    control: Column | None,
     settings: Settings,
 ) -> Rows:
     """What is known of each row, and how rows are split."""
@@ -261,9 +261,10 @@ def _split(
         of[rows] = n
     place = torch.tensor(_spread(of, material, "rows of the split"))
     train, validation, test = ((place == n).nonzero()[:, 0] for n in range(3))
+    split = given_split(names, train=train, validation=validation, test=test, groups=groups, texts=texts)
     if not len(validation):
         train, validation = _inner(train, names, groups, seed)
-    split = given_split(names, train=train, validation=validation, test=test, groups=groups, texts=texts)
+        split = replace(split, train=train, validation=validation)
     for part, rows in split.parts.items():
         counts = split.classes[rows].bincount(minlength=len(split.class_names))
         absent = [str(split.class_names[n]) for n in (counts == 0).nonzero()[:, 0].tolist()]
