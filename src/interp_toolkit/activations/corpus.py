@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp_toolkit.errors import StoreError, TokenError
+from interp_toolkit.model.tokens import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -256,17 +257,7 @@ def _encode(texts: Mapping[int, str], first: int, reading: Reading) -> Iterator[
                 "tokenizer adds it too: leave it out of the text"
             )
         offsets = encoded["offset_mapping"][n] if reading.spans else None
-        yield row, _special(row, tokenizer), offsets
-
-
-def _special(ids: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase | None) -> NDArray[np.bool_]:
-    """Which tokens are special; one that stands for unknown text is not, unless it has another meaning too."""
-    if tokenizer is None:
-        return np.zeros(len(ids), dtype=bool)
-    known = tokenizer.special_tokens_map
-    others = {token for name, token in known.items() if name != "unk_token" and isinstance(token, str)}
-    unknown = tokenizer.unk_token_id if known.get("unk_token") not in others else None
-    return np.isin(ids, sorted(set(tokenizer.all_special_ids) - {unknown}))
+        yield row, np.isin(row, special_ids(tokenizer)), offsets
 
 
 def _given(record: Any, number: int, reading: Reading) -> tuple[Any, Any, Any]:
@@ -280,7 +271,7 @@ def _given(record: Any, number: int, reading: Reading) -> tuple[Any, Any, Any]:
         if np.abs(np.diff(mask)).sum() > 1:
             raise TokenError(f"document {number}: the attention mask has holes, but padding is on one side only")
         row = row[mask == 1]
-    return row, _special(row, reading.tokenizer), None
+    return row, np.isin(row, special_ids(reading.tokenizer)), None
 
 
 def _numbers(values: Any) -> NDArray[np.int64] | None:

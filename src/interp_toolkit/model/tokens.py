@@ -278,6 +278,16 @@ def token_string(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     return symbol if "\ufffd" in text or not text else text
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Tokens that stand for no text; the one for unknown text is none of them, unless it has another meaning too."""
+    if tokenizer is None:
+        return []
+    known = tokenizer.special_tokens_map
+    others = {token for name, token in known.items() if name != "unk_token" and isinstance(token, str)}
+    unknown = tokenizer.unk_token_id if known.get("unk_token") not in others else None
+    return sorted(set(tokenizer.all_special_ids) - {unknown})
+
+
 def answer_token(prompt: str, answer: str | int, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """The one token with which `answer` continues `prompt`.
 
@@ -354,6 +364,7 @@ __all__ = [
     "check_same_length",
     "encode",
     "side_by_side",
+    "special_ids",
     "token_string",
     "tokenizer_for",
 ]

@@ -8,16 +8,15 @@ of a start token are hundreds of times larger than any others in many models.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp_toolkit.errors import ProbeError
 from interp_toolkit.model import Span
 from interp_toolkit.model.positions import PerRow
-from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.tokens import Tokens, special_ids
 
 Pooling = str | Span
 """`"last"`, `"mean"`, `"max"`, `"span"` (the last token of each text's own span), `"span_mean"`, `"all"`, or a `Span`
@@ -50,7 +49,9 @@ def chosen_tokens(tokens: Tokens, positions: Pooling, spans: Sequence[str] | Non
         for row, found in enumerate(_spans(tokens, positions, spans)):
             chosen[row, first[row] + torch.tensor(found)] = True
     else:
-        chosen = tokens.mask.bool() & ~torch.isin(tokens.ids, _special(tokens.tokenizer))
+        chosen = tokens.mask.bool() & ~torch.isin(
+            tokens.ids, torch.tensor(special_ids(tokens.tokenizer), dtype=torch.long)
+        )
         empty = (~chosen.any(-1)).nonzero()[:, 0].tolist()
         if empty:
             raise ProbeError(f"{len(empty)} texts have no tokens but special ones: texts {empty[:8]}")
@@ -69,16 +70,6 @@ def _spans(tokens: Tokens, positions: Pooling, spans: Sequence[str] | None) -> I
     for row, span in enumerate(spans):
         places = tokens.find(span, row=row)
         yield places[-1:] if positions == "span" else places
-
-
-def _special(tokenizer: Any) -> Int[Tensor, " token"]:
-    """Special tokens; the one that stands for unknown text is none, unless it has another meaning too."""
-    if tokenizer is None:
-        return torch.empty(0, dtype=torch.long)
-    named = tokenizer.special_tokens_map
-    others = {token for name, token in named.items() if name != "unk_token" and isinstance(token, str)}
-    unknown = tokenizer.unk_token_id if named.get("unk_token") not in others else None
-    return torch.tensor(sorted(set(tokenizer.all_special_ids) - {unknown}), dtype=torch.long)
 
 
 def pooled(
