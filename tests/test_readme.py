@@ -106,7 +106,7 @@ def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monk
         assert number is not None
         said = float(number[2]) * (-1 if number[1] else 1) / (100 if number[3] else 1)
         assert float(value) == pytest.approx(said, abs=0.03), words  # machines differ a little
-    assert found.represented
+    assert found.passes_controls
     assert ran["probe"].evaluate(ran["eraser"](ran["activations"]), ran["cities"].labels) < 0.6
 
 

@@ -68,10 +68,10 @@ def found() -> ProbeSweep:
 
 def test_a_concept_is_found_in_its_layer_and_said_so() -> None:
     assert found().best.layer == 1
-    assert found().represented
+    assert found().passes_controls
     assert [b.name for b in found().baselines] == ["the majority class", "a bag of words"]
     text = found().summary()
-    assert text.startswith("The model represents “a sign” at 1 (given activations): accuracy ")
+    assert text.startswith("“a sign” can be read off 1 (given activations): accuracy ")
     for part in ("bag of words reaches", "shuffled labels it reaches", "p = 0.050", "bits a label", "40 rows"):
         assert part in text, part
     assert "A probe shows what can be read off, not that the model uses it" in text
@@ -80,8 +80,8 @@ def test_a_concept_is_found_in_its_layer_and_said_so() -> None:
 def test_noise_is_not_said_to_be_represented() -> None:
     x = noise(seed=5)
     sweep = quick(x, torch.arange(160) % 2)
-    assert not sweep.represented
-    assert sweep.summary().startswith("It is not shown that the model represents “the label”")
+    assert not sweep.passes_controls
+    assert sweep.summary().startswith("It is not shown that “the label” can be read off")
     assert "may do as well" in sweep.summary()
     assert "What a bag of words reaches is not known" in sweep.summary()
 
@@ -97,7 +97,7 @@ def test_noise_is_hardly_ever_represented_and_its_p_values_are_even(target: Any)
         y = torch.randn(40, generator=generator) if target == "regression" else torch.arange(40) % 2
         y = y[torch.randperm(40, generator=generator)][groups]
         sweeps.append(quick(x, y, groups=groups, target=target, seed=seed, kinds="ridge"))
-    assert sum(s.represented for s in sweeps) <= 2
+    assert sum(s.passes_controls for s in sweeps) <= 2
     p = np.array([s.p_value for s in sweeps])
     assert 0.3 < np.mean(p <= 0.5) < 0.7
     assert np.mean(p <= 0.1) <= 0.225
@@ -110,7 +110,7 @@ def test_what_words_tell_as_well_is_not_said_to_be_represented() -> None:
     sweep = probe_sweep(x, texts, labels, **QUICK)
     assert sweep.best.accuracy > 0.95
     assert sweep.baselines[1].accuracy > 0.95
-    assert not sweep.represented
+    assert not sweep.passes_controls
     assert "a bag of words (1.00" in sweep.summary()
 
 
@@ -120,13 +120,13 @@ def test_numbers_are_judged_by_their_gain_in_r2() -> None:
     sweep = probe_sweep(x, labels=labels, target="regression", name="a sum", **QUICK)
     assert (sweep.best.layer, sweep.best.kind) == (2, "ridge")
     assert sweep.best.accuracy > 0.9
-    assert sweep.represented
+    assert sweep.passes_controls
     assert sweep.baselines[0].name == "the mean"
     assert sweep.baselines[0].gain == pytest.approx(sweep.best.accuracy - sweep.baselines[0].accuracy)
     assert "): R² 1.00 [" in sweep.summary()
     assert "nan" not in sweep.summary()
     random = quick(noise(seed=7), x[2, :, 0], target="regression")
-    assert not random.represented
+    assert not random.passes_controls
 
 
 def test_more_classes_and_uneven_ones_are_judged() -> None:
@@ -134,12 +134,12 @@ def test_more_classes_and_uneven_ones_are_judged() -> None:
     several = quick(x, x[0, :, :4].argmax(-1), kinds=("mean_difference", "whitened_mean_difference", "lda", "ridge"))
     assert several.classes == (0, 1, 2, 3)
     assert several.best.layer == 0
-    assert several.represented
+    assert several.passes_controls
     rare = quick(x, (x[2, :, 0] + 0.5 * noise(200, seed=3)[0, :, 0] > 1.5).long())
     assert rare.best.layer == 2
     assert rare.best.auroc > 0.8
-    if not rare.represented:
-        assert "better than chance, which accuracy hides" in rare.summary()
+    if not rare.passes_controls:
+        assert "accuracy hides that where a class is rare" in rare.summary()
 
 
 # --- what is trained on what ---------------------------------------------------------------------------------------
@@ -481,7 +481,7 @@ def test_pictures_and_pages_can_be_saved(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     for part in ("a bag of words", "selectivity"):
         assert part in text
-    assert "<p>The model represents" in found()._repr_html_()
+    assert "can be read off" in found()._repr_html_()
 
 
 def test_a_saved_sweep_comes_back_whole(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _kinds(given: list[str] | None) -> tuple[Kind, ...] | None:
     for name in asked or [""]:
         if name not in KINDS:
             raise ProbeError(f"--kinds: there is no kind {name!r}{_near(name, KINDS)}; kinds are {', '.join(KINDS)}")
-    chosen: Any = tuple(dict.fromkeys(asked))
+    chosen: tuple[Any, ...] = tuple(dict.fromkeys(asked))
     return chosen
 
 

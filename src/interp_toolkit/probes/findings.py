@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "interp_toolkit.probe_sweep/1"
 _ALPHA = 0.05
+_FEW = 10
+"""Groups below which intervals from groups drawn again are clearly too narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ class ProbeSweep:
     # --- in words --------------------------------------------------------------------------------------------
 
     @property
-    def represented(self) -> bool:
+    def passes_controls(self) -> bool:
         """Whether the chosen probe is above every baseline and beyond what shuffled labels give.
 
         The interval of its gain over each baseline lies above zero, and the p-value is at most 5% (where it was made).
@@ -201,18 +203,18 @@ class ProbeSweep:
         area = "" if math.isnan(best.auroc) else f", AUROC {_interval(best.auroc, best.auroc_low, best.auroc_high)}"
         scored = f"{what} {_interval(best.accuracy, best.accuracy_low, best.accuracy_high)}{area}"
         weak = [b for b in self.baselines if not b.gain_low > 0]
-        if self.represented:
-            claim = f"The model represents “{self.name}” at {best.site} ({self.where}): {scored}"
+        if self.passes_controls:
+            claim = f"“{self.name}” can be read off {best.site} ({self.where}): {scored}"
         else:
             reasons = [f"{b.name} ({_interval(b.accuracy, b.low, b.high)}) may do as well" for b in weak]
             if self.p_value > _ALPHA:
-                reasons.append(f"shuffled labels do as well in {self.p_value:.0%} of cases")
-            if "the majority class" in {b.name for b in weak} and best.auroc_low > 0.5:
-                reasons[-1] += " (it does tell classes apart better than chance, which accuracy hides if one is rare)"
+                reasons.append(f"shuffled labels may do as well (p = {self.p_value:.2f})")
             claim = (
-                f"It is not shown that the model represents “{self.name}”. The best probe, at {best.site} "
-                f"({self.where}), reaches {scored}, but {', and '.join(reasons)}"
+                f"It is not shown that “{self.name}” can be read off. The best probe, at {best.site} ({self.where}), "
+                f"reaches {scored}, but {', and '.join(reasons)}"
             )
+            if "the majority class" in {b.name for b in weak} and best.auroc_low > 0.5:
+                claim += ". AUROC is above chance all the same: accuracy hides that where a class is rare"
         sentences = [claim, self._comparison(), self._controls(), self._made()]
         return ". ".join(sentence for sentence in sentences if sentence) + "."
 
@@ -234,7 +236,7 @@ class ProbeSweep:
         if not math.isnan(best.control):
             parts.append(f"selectivity {best.selectivity:.2f} (control task {best.control:.2f})")
         elif self.target == "classes":
-            parts.append("selectivity is not known (see control=)")
+            parts.append("selectivity is not known, as nothing says which rows are about the same thing")
         if not math.isnan(self.p_value):
             parts.append(f"p = {self.p_value:.3f} by {self.permutations} permutations")
         if not math.isnan(self.code_length):
@@ -244,10 +246,11 @@ class ProbeSweep:
 
     def _made(self) -> str:
         train, validation, test = self.rows
-        held = f"{self.groups[2]} held-out groups" if self.grouped else "held-out rows, each a group of its own"
+        held = f" in {self.groups[2]} held-out groups" if self.grouped else ", each a group of its own"
+        few = ", and too narrow with so few groups" if self.groups[2] < _FEW else ""
         return (
-            f"Trained on {train} rows, layer and penalty chosen on {validation}, measured on {test} rows in {held}; "
-            f"intervals are {self.level:.0%}. A probe shows what can be read off, not that the model uses it"
+            f"Trained on {train} rows, layer and penalty chosen on {validation}, measured on {test} rows{held}; "
+            f"intervals are {self.level:.0%}{few}. A probe shows what can be read off, not that the model uses it"
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -281,39 +284,43 @@ class ProbeSweep:
     # --- to look at ------------------------------------------------------------------------------------------
 
     def plot(self) -> Heatmap:
-        """Scores of every layer, with the baselines: a picture that can be saved."""
+        """Scores of every layer, above those of the majority class: a picture that can be saved."""
         kinds = list(dict.fromkeys(s.kind for s in self.scores))
         layers = list(dict.fromkeys(s.layer for s in self.scores))
         place = {(s.kind, s.layer): s for s in self.scores}
-        what = "R²" if self.target == "regression" else "accuracy"
-        values = [[place[kind, layer].accuracy for layer in layers] for kind in kinds]
-        notes = [[_range(place[k, n].accuracy_low, place[k, n].accuracy_high) for n in layers] for k in kinds]
+        numbers = self.target == "regression"
+        chance = next((b.accuracy for b in self.baselines if b.name == "the majority class"), 0.0)
+        values = [[place[kind, layer].accuracy - chance for layer in layers] for kind in kinds]
         several = ", ".join(f"{b.name} {b.accuracy:.2f}" for b in self.baselines)
         best = (kinds.index(self.best.kind), layers.index(self.best.layer))
+        what = "R²" if numbers else "Accuracy above the majority class"
         return Heatmap(
             values=values,
             rows=kinds,
             columns=[str(layer) for layer in layers],
-            title=f"{what.capitalize()} of probes for “{self.name}”, at {self.where}",
+            title=f"{what}: probes for “{self.name}”, at {self.where}",
             caption=(
-                f"On held-out rows; beside each value its {self.level:.0%} interval. Outlined: what validation chose. "
-                f"Baselines: {several or 'none'}."
+                f"On held-out rows; on hover and in the numbers below, the score with its {self.level:.0%} interval. "
+                f"Outlined: what validation chose. Scores without the layers: {several or 'none'}."
             ),
             column_name="layer",
-            notes=notes,
-            limit=1.0,
+            notes=[[_noted(place[k, n], numbers) for n in layers] for k in kinds],
+            limit=1.0 if numbers else max(1 - chance, 0.01),
             marked=[best],
         )
 
     def page(self) -> Document:
         """Everything on one self-contained page."""
         headers, rows = self.table()
+        model = "given activations" if self.provenance is None else self.provenance.model
+        classes = f"Classes: {', '.join(map(str, self.classes[:12]))}. " if self.classes else ""
         return Document(
             title=f"Probes for “{self.name}”",
             parts=(
                 Paragraph(self.summary()),
                 self.plot(),
                 Table(title="Scores of every layer, and baselines", headers=headers, rows=rows),
+                Paragraph(f"{classes}Model: {model}. Settings: {json.dumps(dict(self.settings), default=str)}."),
             ),
         )
 
@@ -392,6 +399,10 @@ def _without_nan(value: Any) -> Any:
 
 def _with_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in facts.items()}
+
+
+def _noted(score: LayerScore, numbers: bool) -> str:
+    return f"{'R²' if numbers else 'accuracy'} {_interval(score.accuracy, score.accuracy_low, score.accuracy_high)}"
 
 
 def _number(value: float) -> str:

@@ -101,7 +101,7 @@ def probe_sweep(
     target = target or data.target
     several = _kinds(kinds, target, data)
     if data.texts is not None:  # what is cheap to check comes before what takes long
-        read_targets(data.labels, target, rows=len(data.texts))
+        _check_early(data, target, split, settings.seed)
     material = collect(
         source,
         data.texts,
@@ -116,6 +116,16 @@ def probe_sweep(
     if positions not in ("span", "span_mean"):
         data = replace(data, spans=None)
     return sweep(material, _rows(material, data, target, split, control, settings), several, settings, data.name)
+
+
+def _check_early(data: _Given, target: Target, split: Split | None, seed: int) -> None:
+    """What can be said of labels and groups of texts before these are run."""
+    assert data.texts is not None
+    each = read_targets(data.labels, target, rows=len(data.texts))
+    if len(each.classes) == 1:
+        raise ProbeError(f"a probe tells classes apart, but all {len(each)} rows are {each.classes[0]!r}")
+    if split is None and (data.groups is None or len(data.groups) == len(each)):
+        split_rows(_names(each), groups=data.groups, seed=seed)
 
 
 # --- what was given -----------------------------------------------------------------------------------------------
@@ -178,10 +188,10 @@ def _settings(options: dict[str, Any]) -> Settings:
     if not penalties or not all(0 < C < float("inf") for C in penalties):
         raise ProbeError(f"penalties are strengths C above zero, not {penalties}")
     settings = Settings(**{**options, "penalties": penalties})
-    if settings.permutations < 0 or settings.draws < 2 or not 0 < settings.level < 1:
+    if min(settings.permutations, settings.seed) < 0 or settings.draws < 2 or not 0 < settings.level < 1:
         raise ProbeError(
-            f"permutations are 0 or more, draws 2 or more, and a level is between 0 and 1, not "
-            f"{settings.permutations}, {settings.draws} and {settings.level}"
+            f"permutations and seed are 0 or more, draws 2 or more, and a level is between 0 and 1, not "
+            f"{settings.permutations}, {settings.seed}, {settings.draws} and {settings.level}"
         )
     if settings.dtype not in (torch.float32, torch.float64):
         raise ProbeError(f"probes are computed in float32 or float64, not in {settings.dtype}")

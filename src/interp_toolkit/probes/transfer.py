@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,10 +63,12 @@ class Transfer:
         if not off:
             return f"At {self.where}, held-out accuracy is {own}; there is no other set to transfer to."
         (low, a, b), (high, c, d) = min(off), max(off)
+        ends = float(self.low[a, b]), float(self.high[a, b])
+        sure = "" if math.isnan(ends[0]) else f", {self.level:.0%} interval [{ends[0]:.2f}, {ends[1]:.2f}]"
         return (
             f"At {self.where}, held-out accuracy on a probe's own data is {own}. Between sets it is {high:.2f} at best "
             f"(from {self.names[c]} to {self.names[d]}) and {low:.2f} at worst (from {self.names[a]} to "
-            f"{self.names[b]}, {self.level:.0%} interval [{float(self.low[a, b]):.2f}, {float(self.high[a, b]):.2f}])."
+            f"{self.names[b]}{sure})."
         )
 
     def to_dataframe(self) -> pd.DataFrame:

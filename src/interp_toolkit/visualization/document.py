@@ -86,7 +86,8 @@ class Table:
             "<tr>" + "".join(f"<td><bdi>{shown(cell)}</bdi></td>" for cell in row) + "</tr>" for row in self.rows
         )
         return (
-            f"<table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f'<div class="wide"><table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
         )
 
 
@@ -100,6 +101,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; }
 p, caption { max-width: 48rem; }
 figure { margin: 2rem 0; overflow-x: auto; }
 figcaption, caption { color: var(--soft); font-size: .875rem; text-align: left; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: left; white-space: pre; }
 caption { caption-side: top; padding-bottom: .5rem; white-space: normal; }
