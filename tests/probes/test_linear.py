@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.metrics import r2_score
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -102,6 +106,35 @@ def test_discriminant_analysis_is_scikit_learns(classes: int) -> None:
         close(probe.predict_proba(x).numpy(), peer.predict_proba(x), 1e-6)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_covariance_without_an_inverse_is_scikit_learns_too(classes: int) -> None:
+    x, _ = data(rows=20, width=40)
+    x[:, 3] = x[:, 4]
+    y = torch.arange(20) % classes
+    margins = LinearProbe(kind="lda", shrinkage=0.0).train(x, y).decision_function(x).numpy()
+    wanted = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y).decision_function(x)
+    if classes > 2:
+        margins, wanted = (m - m.mean(1, keepdims=True) for m in (margins, wanted))
+    close(margins, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("width", [12, 120])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_ridge_in_float32_keeps_its_digits(width: int, intercept: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(80, width, generator=g) @ torch.diag(torch.logspace(0, -3, width)) + 3
+    y = torch.randn(80, generator=g)
+    probe = LinearProbe(
+        kind="ridge", target="regression", C=1e4, standardize=False, fit_intercept=intercept, dtype=torch.float32
+    ).train(x, y)
+    peer = Ridge(alpha=1e-4, solver="svd", fit_intercept=intercept).fit(x.double(), y.double())
+
+    def objective(weights: Any, bias: Any) -> float:
+        return float(((y.numpy() - x.double().numpy() @ weights - bias) ** 2).sum() + 1e-4 * (weights**2).sum())
+
+    assert objective(probe.coef_[0], probe.intercept_[0]) < (1 + 1e-4) * objective(peer.coef_, peer.intercept_)
+
+
 def test_the_covariance_is_shrunk_as_ledoit_and_wolf_say() -> None:
     x, y = data(rows=30, width=20)
     means = torch.stack([x[y == k].mean(0) for k in (0, 1)])
@@ -135,8 +168,15 @@ def test_contrast_consistent_search_finds_the_truth_without_labels() -> None:
         LinearProbe(kind="contrast").train(x, y)
     with pytest.raises(ProbeError, match=r"pair 0 has rows \[0, 1\], but a pair has two|pair 'a' has rows"):
         LinearProbe(kind="contrast").train(x[:3], y[:3] * 0 + torch.tensor([0, 1, 0]), pairs=["a", "b", "b"])
-    _, _, losses = contrast_consistent(x[None, :80], x[None, 80:])
+    x[:, 2] = 5.0
+    state = torch.get_rng_state()
+    weights, bias, losses = contrast_consistent(x[None, :80], x[None, 80:])
     assert float(losses) < 0.05
+    assert float(weights[0, 2]) == 0  # what does not vary has no part
+    again = contrast_consistent(x[None, :80], x[None, 80:])
+    assert torch.equal(weights, again[0])
+    assert torch.equal(bias, again[1])
+    assert torch.equal(state, torch.get_rng_state())
 
 
 # --- what it says ------------------------------------------------------------------------------------------------
@@ -162,6 +202,36 @@ def test_the_pattern_is_what_goes_with_the_concept_and_not_what_cancels_noise() 
     assert float(probe.direction[1]) < -0.5
     pattern = probe.pattern / probe.pattern[0]
     assert abs(float(pattern[1])) < 0.1
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_pattern_is_the_covariance_of_activations_and_margins_over_that_of_margins(classes: int) -> None:
+    x, y = data(classes=classes)
+    rows = torch.rand(len(y), generator=torch.Generator().manual_seed(1)).double()
+    probe = LinearProbe().fit(x, y, sample_weight=rows)
+    covariance = np.cov(x.numpy().T, aweights=rows.numpy(), ddof=0)
+    margins = np.linalg.pinv(probe.coef_ @ covariance @ probe.coef_.T, hermitian=True)
+    wanted = (covariance @ probe.coef_.T @ margins).T
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    close(probe.pattern.numpy().reshape(wanted.shape), wanted, 1e-6)
+
+
+def test_margins_that_are_no_logits_are_not_turned_into_probabilities() -> None:
+    x, y = data()
+    for kind in ("ridge", "mean_difference"):
+        probe = LinearProbe(kind=kind).train(x, y)
+        with pytest.raises(AttributeError, match=r"has no probabilities.*fit_temperature"):
+            probe.predict_proba(x)
+        assert probe.decision_function(x).shape == (200,)
+    for kind in ("logistic", "lda", "whitened_mean_difference"):
+        assert LinearProbe(kind=kind).train(x, y).predict_proba(x).shape == (200, 2)
+
+
+def test_rows_that_want_gradients_are_trained_on_without() -> None:
+    x, y = data()
+    x.requires_grad_()
+    probe = LinearProbe().train(x, y)
+    assert probe.decision_function(x).requires_grad  # what the probe reads can be attributed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -250,6 +320,61 @@ def test_a_probe_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
         LinearProbe().save(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"C": np.float32(0.5), "class_weight": {np.int64(0): np.float64(2.0)}},
+        {"kind": "lda", "shrinkage": 0.25, "device": torch.device("cpu")},
+        {"kind": "ridge", "standardize": False, "fit_intercept": False, "memory": 1e9, "dtype": torch.float32},
+    ],
+)
+def test_every_parameter_comes_back(parameters: dict[str, Any], tmp_path: Path) -> None:
+    x, y = data()
+    probe = LinearProbe().set_params(**parameters).train(x, y)
+    again = LinearProbe.load(probe.save(tmp_path / "probe"))
+    assert again.get_params() == probe.get_params()
+    np.testing.assert_array_equal(again.decision_function(x.numpy()), probe.decision_function(x.numpy()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("parameters.dtype", {"dtype": "load"}),
+        ("parameters.device", {"device": "nowhere"}),
+        ("parameters.strange", 1),
+        ("parameters.target", "regression"),
+        ("parameters", [1, 2]),
+        ("classes", None),
+        ("classes", {"a": 1}),
+        ("classes", ["a", "b", "c"]),
+        ("n_iter", "many"),
+        ("single", None),
+        ("digest", 5),
+        ("kind", "MLPProbe"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(path: str, value: Any, tmp_path: Path) -> None:
+    x, y = data()
+    with safe_open(str(LinearProbe().train(x, y).save(tmp_path / "good")), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "pattern")}
+        metadata = file.metadata()
+    about = json.loads(metadata["about"])
+    place = about
+    *before, last = path.split(".")
+    for name in before:
+        place = place[name]
+    place[last] = value
+    save_file(tensors, tmp_path / "bad", metadata={**metadata, "about": json.dumps(about)})
+    with pytest.raises(FileFormatError):
+        LinearProbe.load(tmp_path / "bad")
+    save_file({**tensors, "coef": torch.ones(3)}, tmp_path / "bad", metadata=metadata)
+    with pytest.raises(FileFormatError, match="shapes"):
+        LinearProbe.load(tmp_path / "bad")
+    save_file(tensors, tmp_path / "bad", metadata={**metadata, "about": "[" * 100_000})
+    with pytest.raises(FileFormatError):
+        LinearProbe.load(tmp_path / "bad")
+
+
 # --- what it refuses ---------------------------------------------------------------------------------------------
 
 
@@ -281,6 +406,13 @@ def test_bad_data_is_refused_with_its_rows() -> None:
         target="labels",
     )
     refused("C is a positive number", x, y, C=0.0)
+    refused("C is a positive number", x, y, C="large")
+    refused("at least one step", x, y, max_steps=0)
+    refused("shrinkage is from 0 to 1", x, y, kind="lda", shrinkage=2.0)
+    refused("computed in float32 or float64", x, y, dtype=torch.float16)
+    refused(r"features \[0, 1, 2.* too large", x * 1e200, y)
+    refused("weight of a class is a positive number", x, y, class_weight={0: 0.0})
+    refused("weight of a class is a positive number", x, y, class_weight={0: "much"})
     refused("a linear probe is of kind", x, y, kind="svm")
     refused("numbers are predicted by kind='ridge'", x, x[:, 0], target="regression")
     refused("class_weight names", x, y, class_weight={"yes": 1.0})
@@ -289,6 +421,23 @@ def test_bad_data_is_refused_with_its_rows() -> None:
         LinearProbe().fit(x, y, sample_weight=[1.0, 2.0, 3.0])
     with pytest.raises(ProbeError, match="not negative"):
         LinearProbe().fit(x, y, sample_weight=-torch.ones(20))
+    with pytest.raises(ProbeError, match="sample weights are numbers"):
+        LinearProbe().fit(x, y, sample_weight=["a"] * 20)
+    table = torch.stack([torch.arange(20) % 2, (torch.arange(20) < 5).long()], 1)
+    with pytest.raises(ProbeError, match=r"labels \[1\] have one class only among the rows whose"):
+        LinearProbe(target="labels").fit(x, table, sample_weight=(torch.arange(20) >= 5).double())
+
+
+def test_the_score_of_numbers_is_scikit_learns_also_where_they_are_constant() -> None:
+    x, _ = data()
+    numbers = x[:, :2] + 1
+    probe = LinearProbe(kind="ridge", target="regression").train(x, numbers)
+    rows = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
+    wanted = r2_score(numbers, probe.predict(x), sample_weight=rows)
+    assert probe.score(x, numbers, sample_weight=rows) == pytest.approx(wanted)
+    assert probe.evaluate(x, torch.ones(200, 2)) == 0.0
+    with pytest.raises(ProbeError, match=r"sample_weight.shape == \(2,\)"):
+        probe.score(x, numbers, sample_weight=[1.0, 2.0])
 
 
 def test_what_was_not_learned_is_not_predicted() -> None:

@@ -40,28 +40,30 @@ def ridge(
         (0.8, 1.0)
     """
     layers, rows, width = features.shape
-    y = wanted.to(device=features.device, dtype=features.dtype)
+    # In double precision: products have the square of the features' condition
+    wide = torch.float64 if features.device.type != "mps" else torch.float32
+    y = wanted.to(device=features.device, dtype=wide)
     share = weights.to(y)
     mean = (share @ y) / share.sum() if intercept else y.new_zeros(y.shape[1])
     root = share.sqrt()[:, None]
     right = (y - mean) * root
     added = 1 / penalties.to(y)
     if rows < width:
-        x = torch.cat([block for _, block in features.blocks()], 1) * root
+        x = torch.cat([block for _, block in features.blocks()], 1).to(wide) * root
         values, sides = torch.linalg.eigh(x @ x.mT)
         turned = sides.mT @ right
         found = x.mT[:, None] @ (sides[:, None] @ _divided(turned, values, added))
     else:
-        square = torch.zeros(layers, width, width, dtype=y.dtype, device=y.device)
-        moved = torch.zeros(layers, width, y.shape[1], dtype=y.dtype, device=y.device)
+        square = torch.zeros(layers, width, width, dtype=wide, device=y.device)
+        moved = torch.zeros(layers, width, y.shape[1], dtype=wide, device=y.device)
         for at, block in features.blocks():
-            x = block * root[at]
+            x = block.to(wide) * root[at]
             square += x.mT @ x
             moved += x.mT @ right[at]
         values, axes = torch.linalg.eigh(square)
         found = axes[:, None] @ _divided(axes.mT @ moved, values, added)
-    found = found.mT
-    return found, mean.expand(found.shape[:-1]).clone()
+    found = found.mT.to(features.dtype)
+    return found, mean.to(found).expand(found.shape[:-1]).clone()
 
 
 def _divided(turned: Tensor, values: Tensor, added: Tensor) -> Float[Tensor, "layer penalty axis output"]:
@@ -118,8 +120,7 @@ def mean_difference(
     means, shares = class_means(features, index, classes, weights)
     directions = means
     if whiten:
-        covariance = _within(features, index, means, weights, shrinkage)
-        directions = torch.linalg.lstsq(covariance, means.mT, driver=_driver(covariance)).solution.mT
+        directions = _whitened(_within(features, index, means, weights, shrinkage), means)
     bias = -0.5 * (means * directions).sum(-1)
     if priors:
         bias = bias + shares.log()
@@ -128,8 +129,13 @@ def mean_difference(
     return directions, bias
 
 
-def _driver(covariance: Tensor) -> str:
-    return "gelsd" if covariance.device.type == "cpu" else "gels"  # a GPU has no other, and shrinkage makes it regular
+def _whitened(covariance: Tensor, means: Tensor) -> Float[Tensor, "layer class d"]:
+    """Means times the inverse of the covariance; the shortest where it has none, on every device."""
+    values, axes = torch.linalg.eigh(covariance)
+    sound = values > values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+    inverse = torch.where(sound, 1 / torch.where(sound, values, 1.0), 0.0)
+    found: Tensor = ((means @ axes) * inverse[:, None]) @ axes.mT
+    return found
 
 
 def _within(

@@ -49,7 +49,9 @@ def contrast_consistent(
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(layers, tries, width, generator=generator) / width**0.5
     with torch.enable_grad():
-        weights = start.to(a[0].device).requires_grad_()
+        # What does not vary on either side has no part: its weight would stay as random as it began
+        varies = (a[0] != 0).any(1) | (b[0] != 0).any(1)
+        weights = (start.to(a[0].device) * varies[:, None]).requires_grad_()
         bias = torch.zeros(layers, tries, device=a[0].device, requires_grad=True)
         optimizer = torch.optim.AdamW([weights, bias], lr=learning_rate, weight_decay=weight_decay)
         for _ in range(steps):
@@ -68,8 +70,9 @@ def contrast_consistent(
 
 def _standard(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, scale = x.mean(1), x.std(1, correction=0)
-    scale = torch.where(scale > 1e-6 * mean.abs(), scale, 1.0)
-    return (x - mean[:, None]) / scale[:, None], mean, scale
+    varies = scale > 1e-6 * mean.abs()
+    scale = torch.where(varies, scale, 1.0)
+    return torch.where(varies[:, None], (x - mean[:, None]) / scale[:, None], 0.0), mean, scale
 
 
 def _loss(first: Tensor, second: Tensor, weights: Tensor, bias: Tensor) -> Float[Tensor, "layer try"]:

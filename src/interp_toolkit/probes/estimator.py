@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from interp_toolkit.activations.access import SiteView
 from interp_toolkit.errors import ProbeError
 from interp_toolkit.probes.inputs import Target, Targets, read_rows, read_targets
+from interp_toolkit.probes.weighting import sample_weights
 
 _BLOCK = 1 << 15
 """Rows that are predicted at once."""
 
 
 class _OfClasses:
-    """A method that a probe has unless it predicts numbers."""
+    """A method that some probes lack, such as those that predict numbers."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = method
@@ -30,9 +31,9 @@ class _OfClasses:
     def __get__(self, probe: Estimator | None, kind: type | None = None) -> Any:
         if probe is None:
             return self.method
-        if probe.target == "regression":
-            raise AttributeError(f"a {type(probe).__name__} that predicts numbers has no {self.method.__name__}")
-        return functools.partial(self.method, probe)
+        if why := probe._lacks(self.method.__name__):
+            raise AttributeError(why)
+        return types.MethodType(self.method, probe)
 
 
 class Estimator:
@@ -95,6 +96,12 @@ class Estimator:
             regressor_tags=RegressorTags() if numbers else None,
             input_tags=InputTags(),
         )
+
+    def _lacks(self, method: str) -> str | None:
+        """Why there is no such method; None if there is."""
+        if self.target == "regression":
+            return f"a {type(self).__name__} that predicts numbers has no {method}"
+        return None
 
     # --- training --------------------------------------------------------------------------------------------
 
@@ -213,8 +220,7 @@ class Estimator:
         found = self.predict(X)
         known = None if self.target == "regression" else vars(self)["classes_"].tolist()
         targets = read_targets(y, self.target, rows=len(found), classes=known)
-        weights = torch.ones(len(found)) if sample_weight is None else torch.as_tensor(np.asarray(sample_weight))
-        weights = weights.double()
+        weights = sample_weights(len(found), sample_weight)
         if targets.index is not None:
             hits = torch.as_tensor(read_targets(found, classes=known).index == targets.index)
             return float(weights @ hits.double() / weights.sum())
@@ -224,7 +230,9 @@ class Estimator:
         if self.target == "labels":
             return float(weights @ (given == wanted).double().mean(-1) / weights.sum())
         spread = weights @ (wanted - weights @ wanted / weights.sum()).square()
-        return float((1 - (weights @ (wanted - given).square()) / spread).mean())
+        missed = weights @ (wanted - given).square()
+        constant = torch.where(missed > 0, 0.0, 1.0).double()  # as scikit-learn has it where nothing varies
+        return float(torch.where(spread > 0, 1 - missed / spread, constant).mean())
 
 
 def not_fitted(name: str) -> ProbeError:
@@ -242,6 +250,7 @@ def _like(x: Tensor, given: Any) -> Any:
     """A tensor for a tensor, else an array."""
     if isinstance(given, Tensor):
         return x.to(given.device)
+    x = x.detach()
     return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).cpu().numpy()
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp_toolkit.errors import ProbeError
 from interp_toolkit.probes.spectrum import Spectrum
 
 _BLOCK = 1 << 24
@@ -147,10 +148,12 @@ class Features:
         for at, block in self.blocks():
             mean += share[at] @ block.to(wide)
         if not standardize:
+            _refuse_infinite(mean, self.dtype)
             return Scaler(mean=mean, scale=torch.ones_like(mean))
         variance = torch.zeros_like(mean)
         for at, block in self.blocks():
             variance += share[at] @ (block.to(wide) - mean[:, None]).square_()
+        _refuse_infinite(variance, self.dtype)
         largest = torch.finfo(self.dtype).eps * mean.abs()  # a constant varies by rounding alone
         scale = variance.sqrt()
         return Scaler(mean=mean, scale=torch.where(scale > 8 * largest, scale, 1.0))
@@ -167,7 +170,7 @@ class Features:
         for begin in range(0, rows, step):
             at = slice(begin, min(begin + step, rows))
             picked: Any = at if self.rows is None else self.rows[at]
-            read = [source[picked].to(device=self.device, dtype=self.dtype) for source in self.sources]
+            read = [source[picked].detach().to(device=self.device, dtype=self.dtype) for source in self.sources]
             block = torch.stack([x.flatten(1) for x in read])
             yield at, block if self.scaler is None else self.scaler(block)
 
@@ -198,6 +201,18 @@ class Features:
             sample = [block[:, -at.start % step :: step] for at, block in self.blocks()]
             self._spectra[center] = Spectrum.of(sample[0] if len(sample) == 1 else torch.cat(sample, 1), center=center)
         return self._spectra[center]
+
+    @property
+    def held(self) -> bool:
+        """Whether all of it is in memory."""
+        return self._held is not None
+
+    def leading(
+        self, number: int, center: bool
+    ) -> tuple[Float[Tensor, "layer d axis"], Float[Tensor, "layer row axis"]]:
+        """The directions of largest variance, and the rows along them."""
+        axes = self.spectrum(center).axes[..., -number:]
+        return axes, torch.cat([block @ axes for _, block in self.blocks()], 1)
 
     # --- products --------------------------------------------------------------------------------------------
 
@@ -231,6 +246,15 @@ class Features:
 
         total = functools.reduce(torch.add, (bent(at, block) for at, block in self.blocks()))
         return total, margins[0] if len(margins) == 1 else torch.cat(margins, 1)
+
+
+def _refuse_infinite(moment: Float[Tensor, "layer d"], dtype: torch.dtype) -> None:
+    wrong = (~torch.isfinite(moment)).any(0).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ProbeError(
+            f"features {wrong[:8]} are too large to be computed with in {str(dtype).removeprefix('torch.')}: "
+            "their mean or variance is infinite. Divide them by a constant"
+        )
 
 
 def _margins(block: Tensor, point: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ Target = Literal["classes", "labels", "regression"]
 """What is predicted: one of several classes, any number of labels at once, or numbers."""
 
 _SHOWN = 8
+_NOTHING = ("NAType", "NaTType")
 _CHECKED = 1 << 16
 """Rows whose numbers are checked at once."""
 
@@ -151,6 +153,8 @@ def _classes(labels: Any, known: Sequence[Any] | None) -> Targets:
                 "whole numbers, not measured ones; for these use target='regression'"
             )
     elif found.dtype.kind == "O":
+        for n, label in enumerate(found := found.copy()):
+            found[n] = label.item() if isinstance(label, np.generic) else label
         _refuse_mixed(found)
     elif found.dtype.kind not in "biuUS":
         raise ProbeError(f"Unknown label type: classes are names or whole numbers, not {found.dtype}")
@@ -179,19 +183,47 @@ def _refuse_missing(found: NDArray[Any]) -> None:
 
 
 def _refuse_mixed(found: NDArray[Any]) -> None:
-    missing = [n for n, label in enumerate(found) if label is None or (isinstance(label, float) and math.isnan(label))]
+    missing = [n for n, label in enumerate(found) if _missing(label)]
     if missing:
         raise ProbeError(f"labels are missing (None or NaN) in rows {_few(missing)}: leave these rows out")
-    kinds = {str if isinstance(label, str) else type(label) for label in found}
+    kinds = {next((k for k in (str, bool, int) if isinstance(label, k)), type(label)) for label in found}
     if len(kinds) > 1 or not issubclass(next(iter(kinds), str), str | bool | int):
         names = sorted(kind.__name__ for kind in kinds)
         raise ProbeError(f"Unknown label type: classes are all names or all whole numbers, but these are {names}")
 
 
+def _missing(label: Any) -> bool:
+    """Whether it is None, NaN, or one of pandas' own."""
+    return label is None or (isinstance(label, float) and math.isnan(label)) or type(label).__name__ in _NOTHING
+
+
+def _are_sets(labels: Any) -> bool:
+    """Whether labels are collections of names, and not a table of numbers."""
+    if isinstance(labels, Tensor | np.ndarray) or not isinstance(labels, Sequence):
+        return False
+    if any(isinstance(row, set | frozenset) for row in labels):
+        return True
+    rows = [row for row in labels if isinstance(row, list | tuple)]
+    return len({len(row) for row in rows}) > 1 or any(isinstance(name, str) for row in rows for name in row)
+
+
+def _names_of(sets: Sequence[set[Any]]) -> tuple[Any, ...]:
+    found = set().union(*sets)
+    kinds = sorted({type(name).__name__ for name in found})
+    if len(kinds) > 1 or any(_missing(name) for name in found):
+        raise ProbeError(f"labels are all names or all whole numbers, but these are {kinds}")
+    return tuple(sorted(found))
+
+
 def _label_sets(labels: Any, known: Sequence[Any] | None) -> Targets:
-    if not isinstance(labels, Tensor | np.ndarray) and any(isinstance(x, tuple | set | frozenset) for x in labels):
+    if not isinstance(labels, Tensor | Sequence) and (listed := np.asarray(labels)).dtype.kind == "O":
+        labels = listed.tolist()  # a pandas series of sets
+    if _are_sets(labels):
+        strangers = [n for n, row in enumerate(labels) if not isinstance(row, list | tuple | set | frozenset)]
+        if strangers:
+            raise ProbeError(f"labels are a set of names for each row, but rows {_few(strangers)} hold something else")
         sets = [set(row) for row in labels]
-        names = tuple(known) if known is not None else tuple(sorted(set().union(*sets)))
+        names = tuple(known) if known is not None else _names_of(sets)
         strange = sorted(map(str, set().union(*sets) - set(names)))
         if strange:
             raise ProbeError(f"there are labels {_few(strange)}, but the known ones are {_few(names)}")
@@ -235,6 +267,10 @@ def read_rows(X: Any, *, width: int | None = None, who: str = "the probe") -> Te
         ProbeError: for another shape, NaN or infinite numbers; the message names rows.
     """
     x = X if isinstance(X, SiteView | Tensor) else _array(X)
+    if isinstance(x, Tensor) and x.is_complex():
+        raise ProbeError("Complex data not supported: activations are real numbers")
+    if isinstance(x, Tensor) and x.layout != torch.strided:
+        raise ProbeError("sparse data is not taken: activations are dense, use X.to_dense()")
     if x.ndim != 2 and not (isinstance(x, SiteView) and x.ndim > 2):
         hint = ". Reshape your data with .reshape(-1, 1) for one feature" if x.ndim == 1 else ""
         raise ProbeError(f"activations have shape [row, d], but these have shape {tuple(x.shape)}{hint}")
@@ -268,9 +304,9 @@ def _array(X: Any) -> Tensor:
             ) from error
     if found.dtype.kind not in "biuf":
         raise ProbeError(f"activations are numbers, not {found.dtype}")
-    if found.dtype.kind != "f":
+    if found.dtype.kind != "f" or found.dtype.itemsize > 8:
         found = found.astype(np.float64)
-    found = np.ascontiguousarray(found)
+    found = np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("="))
     return torch.from_numpy(found if found.flags.writeable else found.copy())
 
 
@@ -297,10 +333,15 @@ def check_finite(x: Any, rows: int, what: str = "activations") -> None:
         )
 
 
+def is_positive(value: object) -> bool:
+    """Whether it is a number above zero, and finite."""
+    return isinstance(value, Real) and 0 < float(value) < math.inf
+
+
 def _few(values: Sequence[Any]) -> str:
     """The first of some values."""
     shown = ", ".join(str(value) for value in values[:_SHOWN])
     return shown + (", ..." if len(values) > _SHOWN else "")
 
 
-__all__ = ["Target", "Targets", "check_finite", "read_rows", "read_targets"]
+__all__ = ["Target", "Targets", "check_finite", "is_positive", "read_rows", "read_targets"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp_toolkit.activations.access import SiteView
-from interp_toolkit.errors import ProbeError
+from interp_toolkit.errors import FileFormatError, ProbeError
 from interp_toolkit.model.machine import free_memory
 from interp_toolkit.probes.estimator import Estimator
 from interp_toolkit.probes.features import Features
-from interp_toolkit.probes.inputs import Target, Targets
+from interp_toolkit.probes.inputs import Target, Targets, is_positive
 from interp_toolkit.probes.kinds import Kind, LinearFit, fit_linear, standardizes
 from interp_toolkit.probes.saving import load_probe, save_probe
 from interp_toolkit.probes.weighting import digest_of, pair_rows, row_weights
@@ -125,15 +124,14 @@ class LinearProbe(Estimator):
             ProbeError: for data from which nothing can be learned; the message names rows.
         """
         x, targets = self._check_training(activations, labels)
-        if not 0 < float(self.C) < math.inf:
-            raise ProbeError(f"C is a positive number, not {self.C!r}")
+        self._check_parameters(self.max_steps if epochs is None else epochs)
         weights = row_weights(targets, self.class_weight, sample_weight)
         features = self._features(x, weights)
         fit = fit_linear(
             features,
             targets,
             self.kind,
-            penalties=torch.tensor([float(self.C)]),
+            penalties=torch.tensor([float(self.C)], dtype=torch.float64),
             weights=weights,
             intercept=self.fit_intercept,
             shrinkage=self.shrinkage,
@@ -149,6 +147,17 @@ class LinearProbe(Estimator):
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> LinearProbe:
         """Train the probe, as scikit-learn calls it."""
         return self.train(X, y, sample_weight=sample_weight)
+
+    def _check_parameters(self, steps: int) -> None:
+        """Refuse parameters with which nothing can be computed."""
+        if not is_positive(self.C):
+            raise ProbeError(f"C is a positive number, not {self.C!r}")
+        if steps < 1:
+            raise ProbeError(f"a probe is trained for at least one step, not {steps}")
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise ProbeError(f"shrinkage is from 0 to 1, or None for that of Ledoit and Wolf, not {self.shrinkage!r}")
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ProbeError(f"a probe is computed in float32 or float64, not {self.dtype}; its input may be any")
 
     def _features(self, x: Tensor | SiteView, weights: Tensor) -> Features:
         device = torch.device(self.device or (x.device if isinstance(x, Tensor) else "cpu"))
@@ -194,6 +203,15 @@ class LinearProbe(Estimator):
         if self.target != "regression":
             self.classes_ = np.asarray(classes)
         return self
+
+    def _lacks(self, method: str) -> str | None:
+        """Least squares and plain means have margins that are no logits, so that a sigmoid would invent numbers."""
+        if method == "predict_proba" and self.kind in ("ridge", "mean_difference"):
+            return (
+                f"a LinearProbe of kind {self.kind!r} has no probabilities, as its margins have no scale: use "
+                "decision_function, or apply_temperature to margins with fit_temperature on rows held out"
+            )
+        return super()._lacks(method)
 
     # --- what it says ----------------------------------------------------------------------------------------
 
@@ -251,11 +269,21 @@ class LinearProbe(Estimator):
             FileFormatError: when it is something else.
         """
         probe, arrays, about = load_probe(cls, path, ("coef", "intercept", "pattern"))
-        probe.coef_, probe.intercept_, probe.pattern_ = (arrays[k].numpy() for k in ("coef", "intercept", "pattern"))
-        probe.n_features_in_ = probe.coef_.shape[1]
-        probe.n_iter_, probe.single_, probe.digest_ = about["n_iter"], about["single"], about["digest"]
-        if about["classes"] is not None:
-            probe.classes_ = np.asarray(about["classes"])
+        coef, intercept, pattern = (arrays[name].double().numpy() for name in ("coef", "intercept", "pattern"))
+        classes = about["classes"]
+        if coef.ndim != 2 or intercept.shape != coef.shape[:1] or pattern.shape != coef.shape:
+            raise FileFormatError(f"{path} is damaged: shapes {coef.shape}, {intercept.shape} and {pattern.shape}")
+        needed = {"classes": max(2, len(coef)), "labels": len(coef), "regression": 0}.get(probe.target)
+        if not isinstance(classes, list | None) or len(classes or ()) != needed:
+            raise FileFormatError(f"{path} is damaged: {len(coef)} outputs for the classes {classes!r}")
+        steps, single, digest = (about.get(name) for name in ("n_iter", "single", "digest"))
+        if not isinstance(steps, int) or not isinstance(single, bool) or not isinstance(digest, str):
+            raise FileFormatError(f"{path} is damaged: it does not say how the probe was made")
+        probe.coef_, probe.intercept_, probe.pattern_ = coef, intercept, pattern
+        probe.n_features_in_ = coef.shape[1]
+        probe.n_iter_, probe.single_, probe.digest_ = steps, single, digest
+        if classes is not None:
+            probe.classes_ = np.asarray(classes)
         return probe
 
 

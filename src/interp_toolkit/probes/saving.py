@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from interp_toolkit.errors import FileFormatError
 from interp_toolkit.probes.estimator import Estimator
 
 _FORMAT = "interp_toolkit.probe/1"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _Probe = TypeVar("_Probe", bound=Estimator)
 
 
@@ -77,7 +79,7 @@ def load_probe(
         missing = set(names or ()) - set(tensors)
         if missing or "classes" not in about:
             raise FileFormatError(f"{path} is damaged: it has no {', '.join(sorted(missing)) or 'classes'}")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{path} is damaged: {type(error).__name__} {error}") from error
@@ -89,7 +91,9 @@ def _written(value: Any) -> Any:
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
-        return {"mapping": [[key, item] for key, item in value.items()]}
+        return {"mapping": [[_written(key), _written(item)] for key, item in value.items()]}
+    if isinstance(value, np.generic):
+        return value.item()
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -97,7 +101,7 @@ def _read(value: Any) -> Any:
     if isinstance(value, dict):
         (kind, held), *_ = value.items()
         if kind == "dtype":
-            return getattr(torch, held)
+            return _DTYPES[held]
         return torch.device(held) if kind == "device" else dict(held)
     return tuple(value) if isinstance(value, list) else value
 

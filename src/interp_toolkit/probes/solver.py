@@ -12,18 +12,24 @@ changes little, a small gradient alone would not say that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp_toolkit.probes.features import Features
-from interp_toolkit.probes.spectrum import Spectrum
+from interp_toolkit.probes.spectrum import Spectrum, sharpened
 
 _ARMIJO = 1e-4
 _MOST_INNER = 64
 """Conjugate gradients in one Newton step at most."""
+_PLAIN = 10
+"""So many of them by the shared preconditioner; problems that need more get one of their own."""
+_LEADING = 256
+"""Directions times outputs in which that is exact."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,6 +122,7 @@ class _Problem:
     scale: Float[Tensor, "row problem"]  # C times the row's weight
     softmax: bool
     intercept: bool
+    leading: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # shared by parts of the problem
 
     @classmethod
     def of(
@@ -177,7 +184,7 @@ class _Problem:
         if not self.softmax:
             return torch.einsum("lrpo,rp->lpo", _bent(slopes), self.scale)[..., None]
         p = slopes + self.wanted
-        mixed = torch.einsum("lrpa,lrpb,rp->lpab", p, -p, self.scale)
+        mixed = torch.einsum("lrpa,lrpb->lpab", p * self.scale[..., None], -p)
         mixed.diagonal(dim1=-2, dim2=-1).zero_()
         # The same for all classes changes nothing, so that any curvature serves there; 0 would let rounding grow
         return mixed - torch.diag_embed(mixed.sum(-1)) - mixed.mean((-1, -2), keepdim=True)
@@ -195,6 +202,37 @@ class _Problem:
             pulled = pulled - pulled.mean(2, keepdim=True)
         pulled[..., :-1] += point[..., :-1]
         return pulled
+
+    @property
+    def sharpens(self) -> bool:
+        """Whether a preconditioner of its own is affordable for a problem."""
+        return self.features.held and self.wanted.shape[-1] ** 2 <= _LEADING
+
+    def sharpened(
+        self,
+        inverted: Callable[[Tensor], Tensor],
+        slopes: Tensor,
+        mean: Float[Tensor, "layer problem d"] | None,
+        those: Int[Tensor, " chosen"],
+    ) -> Callable[[Tensor], Tensor]:
+        """A preconditioner that knows each row's curvature in the leading directions, for problems that need it."""
+        outputs = slopes.shape[-1]
+        if not self.leading:
+            self.leading[0] = self.features.leading(_LEADING // outputs, self.intercept)
+        axes, rows = self.leading[0]
+        centre = rows.new_zeros(len(rows), len(those), rows.shape[-1]) if mean is None else mean[:, those] @ axes
+        size = rows.shape[-1]
+        found = rows.new_zeros(len(rows), len(those), outputs, size, outputs, size)
+        for n, problem in enumerate(those.tolist()):
+            x = rows - centre[:, n, None]
+            slope, wanted = slopes[:, :, problem], self.wanted[:, problem]
+            for a, b in itertools.combinations_with_replacement(range(outputs), 2):
+                p, q = (slope[..., k] + (wanted[:, k] if outputs > 1 else 0) for k in (a, b))
+                weight = (_bent(slope[..., a]) if a == b else -p * q) * self.scale[:, problem]
+                found[:, n, a, :, b] = (x * weight[..., None]).mT @ x
+                found[:, n, b, :, a] = found[:, n, a, :, b]
+        hessian = found.flatten(4).flatten(2, 3)
+        return sharpened(inverted, axes, hessian, mean, those)
 
     def _beyond(self, margins: Tensor, rows: slice = slice(None)) -> Tensor:
         """Margins beyond that of the class that is wanted."""
@@ -266,15 +304,14 @@ def _direction(
     inverted = problem.spectrum.inverse(problem.curvature(slopes), mean)
     left = -gradient
     direction, moved = torch.zeros_like(gradient), torch.zeros_like(margins)
-    turned = inverted(left)
-    search = turned.clone()
-    size = _dot(left, turned)
-    # Loose at first, tight near the minimum, so that the last steps converge faster than linearly
-    goal = size * (size / value.clamp_min(torch.finfo(size.dtype).tiny)).clamp(1e-6, 0.04)
+    search, size, goal = _begun(inverted, gradient, left, value)
     busy = active & (size > 0)
-    for _ in range(_MOST_INNER):
+    for n in range(_MOST_INNER):
         if not bool(busy.any()):
             break
+        if n == _PLAIN and problem.sharpens:
+            inverted = problem.sharpened(inverted, slopes, mean, busy.any(0).nonzero()[:, 0])
+            search, size, goal = _begun(inverted, gradient, left, value)
         bent, pushed = problem.curved(search, slopes)
         along = _dot(search, bent)
         stride = torch.where(busy & (along > 0), size / along, 0.0)
@@ -289,6 +326,17 @@ def _direction(
     # What is left of the residual counts too: else a direction that was cut short would look like convergence
     slope = _dot(gradient, direction)
     return direction, moved, slope, size - slope
+
+
+def _begun(
+    inverted: Callable[[Tensor], Tensor], gradient: Tensor, left: Tensor, value: Float[Tensor, "layer problem"]
+) -> tuple[Tensor, Float[Tensor, "layer problem"], Float[Tensor, "layer problem"]]:
+    """The first search direction of conjugate gradients, the size of the residual, and how small it should become."""
+    search = inverted(left)
+    whole = _dot(gradient, inverted(gradient))
+    # Loose at first, tight near the minimum, so that the last steps converge faster than linearly
+    share = (whole / value.clamp_min(torch.finfo(value.dtype).tiny)).clamp(1e-6, 0.04)
+    return search, _dot(left, search), whole * share
 
 
 def _length(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _EXACT = 1024
@@ -89,9 +89,46 @@ class Spectrum:
                 shift = torch.zeros_like(last)
             else:
                 shift = last / strengths[..., None] - (found * mean[:, :, None]).sum(-1, keepdim=True)
-            return turns @ torch.cat([found, shift], -1)
+            back: Tensor = turns @ torch.cat([found, shift], -1)
+            return back
 
         return inverted
+
+
+def sharpened(
+    inverted: Callable[[Tensor], Tensor],
+    axes: Float[Tensor, "layer d axis"],
+    hessian: Float[Tensor, "layer chosen size size"],
+    mean: Float[Tensor, "layer problem d"] | None,
+    those: Int[Tensor, " chosen"],
+) -> Callable[[Tensor], Tensor]:
+    """An inverse of `Spectrum` that is exact along some axes, for some problems.
+
+    Args:
+        inverted: what `Spectrum.inverse` gave.
+        axes: some of that spectrum's.
+        hessian: along them, for rows without their mean, with outputs outside of axes, without the penalty.
+        mean: as it was given to `Spectrum.inverse`.
+        those: the problems.
+    """
+    factor, failed = torch.linalg.cholesky_ex(hessian + torch.eye(hessian.shape[-1]).to(hessian))
+    sound = (failed == 0)[..., None, None]
+    factor = torch.where(sound, factor, torch.eye(hessian.shape[-1]).to(hessian))
+    axes = axes[:, None]
+    centre = None if mean is None else mean[:, those, None]
+
+    def sharp(vectors: Tensor) -> Tensor:
+        found = inverted(vectors)
+        given, some = vectors[:, those], found[:, those]
+        weights = given[..., :-1] if centre is None else given[..., :-1] - given[..., -1:] * centre
+        along = weights @ axes
+        exact = torch.cholesky_solve(along.flatten(2)[..., None], factor).reshape(along.shape)
+        change = torch.where(sound, exact - some[..., :-1] @ axes, 0.0) @ axes.mT
+        last = torch.zeros_like(some[..., -1:]) if centre is None else (change * centre).sum(-1, keepdim=True)
+        found[:, those] += torch.cat([change, -last], -1)
+        return found
+
+    return sharp
 
 
 def _by_rows(centered: Float[Tensor, "layer row d"]) -> tuple[Tensor, Tensor]:

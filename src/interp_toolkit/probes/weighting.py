@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp_toolkit.activations.access import SiteView
 from interp_toolkit.errors import ProbeError
-from interp_toolkit.probes.inputs import Targets
+from interp_toolkit.probes.inputs import Targets, is_positive
 
 ClassWeight = Literal["balanced"] | Mapping[Any, float]
 """The same total for every class, or a weight for the rows of each."""
@@ -25,8 +25,9 @@ def row_weights(targets: Targets, class_weight: Any, sample_weight: Any = None) 
     Raises:
         ProbeError: for weights that do not fit or are negative.
     """
-    own = _own(len(targets), sample_weight)
+    own = sample_weights(len(targets), sample_weight)
     if targets.index is None:
+        _refuse_one_sided(targets, own)
         if class_weight is not None:
             raise ProbeError("class_weight is for classes: for labels and regression give sample_weight")
         return own
@@ -39,7 +40,21 @@ def row_weights(targets: Targets, class_weight: Any, sample_weight: Any = None) 
     return own * _per_class(targets.classes, counts, class_weight)[targets.index]
 
 
-def _own(rows: int, sample_weight: Any) -> Float[Tensor, " row"]:
+def _refuse_one_sided(targets: Targets, own: Float[Tensor, " row"]) -> None:
+    """Refuse labels that all rows have that count, or none."""
+    if targets.kind == "labels":
+        told = targets.tasks[own > 0].float().mean(0)
+        wrong = [name for name, share in zip(targets.classes, told.tolist(), strict=True) if share in (0, 1)]
+        if wrong:
+            raise ProbeError(f"labels {wrong} have one class only among the rows whose sample weight is not 0")
+
+
+def sample_weights(rows: int, sample_weight: Any) -> Float[Tensor, " row"]:
+    """One weight for each row; 1 if not given.
+
+    Raises:
+        ProbeError: for weights that do not fit, or are no weights.
+    """
     if sample_weight is None:
         return torch.ones(rows, dtype=torch.float64)
     given = np.asarray(sample_weight.detach().cpu() if isinstance(sample_weight, Tensor) else sample_weight)
@@ -47,6 +62,8 @@ def _own(rows: int, sample_weight: Any) -> Float[Tensor, " row"]:
         raise ProbeError(
             f"Sample weights must be 1D array or scalar: {rows} rows got sample_weight.shape == {given.shape}"
         )
+    if given.dtype.kind not in "biufO":
+        raise ProbeError(f"sample weights are numbers, not {given.dtype}")
     own = torch.from_numpy(given.astype(np.float64)).expand(rows).clone()
     if not bool(torch.isfinite(own).all()) or bool((own < 0).any()) or not bool((own > 0).any()):
         raise ProbeError("sample weights are finite, not negative, and not all zero")
@@ -61,6 +78,9 @@ def _per_class(classes: Sequence[Any], counts: Float[Tensor, " class"], class_we
     strange = [name for name in class_weight if name not in classes]
     if strange:
         raise ProbeError(f"class_weight names {strange}, but the classes are {classes}")
+    wrong = {name: x for name, x in class_weight.items() if not is_positive(x)}
+    if wrong:
+        raise ProbeError(f"the weight of a class is a positive number, but class_weight holds {wrong}")
     return torch.tensor([float(class_weight.get(name, 1.0)) for name in classes], dtype=torch.float64)
 
 
@@ -96,4 +116,4 @@ def digest_of(x: Tensor | SiteView, targets: Targets) -> str:
     return found.hexdigest()
 
 
-__all__ = ["ClassWeight", "digest_of", "pair_rows", "row_weights"]
+__all__ = ["ClassWeight", "digest_of", "pair_rows", "row_weights", "sample_weights"]
