@@ -269,7 +269,7 @@ def _descend(problem: _Problem, shape: tuple[int, int], tolerance: float, max_st
         margins[:, :, those] = at + length[:, None, :, None] * moved
         # A loss that no longer falls is at the bottom, as far as its digits tell: the rest of a residual is rounding
         stuck = (length == 0) | (loss - new <= 4 * torch.finfo(loss.dtype).eps * loss)
-        share = torch.where(stuck, -slope, decrement) / 2 / loss.clamp_min(torch.finfo(loss.dtype).tiny)
+        share = torch.where(stuck, -slope, decrement).abs() / 2 / loss.clamp_min(torch.finfo(loss.dtype).tiny)
         excess[:, those] = torch.where(here, share, excess[:, those])
         value[:, those] = torch.where(here, new, loss)
         active[:, those] = here & (share > tolerance) & ~stuck
