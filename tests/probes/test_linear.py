@@ -284,9 +284,9 @@ NOT_OURS = {
     "probe",
     [
         LinearProbe(),
-        LinearProbe(kind="ridge"),
-        LinearProbe(kind="lda"),
-        LinearProbe(kind="mean_difference"),
+        pytest.param(LinearProbe(kind="ridge"), marks=pytest.mark.slow),
+        pytest.param(LinearProbe(kind="lda"), marks=pytest.mark.slow),
+        pytest.param(LinearProbe(kind="mean_difference"), marks=pytest.mark.slow),
         LinearProbe(kind="ridge", target="regression"),
     ],
     ids=repr,
