@@ -118,7 +118,7 @@ def test_the_commands_shown_are_commands() -> None:
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 12
+    assert len(shown) == 13
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

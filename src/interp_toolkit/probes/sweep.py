@@ -122,10 +122,14 @@ def _check_early(data: _Given, target: Target, split: Split | None, seed: int) -
     """What can be said of labels and groups of texts before these are run."""
     assert data.texts is not None
     each = read_targets(data.labels, target, rows=len(data.texts))
-    if len(each.classes) == 1:
-        raise ProbeError(f"a probe tells classes apart, but all {len(each)} rows are {each.classes[0]!r}")
+    _refuse_one_class(each)
     if split is None and (data.groups is None or len(data.groups) == len(each)):
         split_rows(_names(each), groups=data.groups, seed=seed)
+
+
+def _refuse_one_class(targets: Targets) -> None:
+    if len(targets.classes) == 1:
+        raise ProbeError(f"a probe tells classes apart, but all {len(targets)} rows are {targets.classes[0]!r}")
 
 
 # --- what was given -----------------------------------------------------------------------------------------------
@@ -260,8 +264,7 @@ def _split(
 ) -> Split:
     """Rows for training, validation and test, each with every class."""
     names = _names(targets)
-    if len(targets.classes) == 1:
-        raise ProbeError(f"a probe tells classes apart, but all {len(targets)} rows are {targets.classes[0]!r}")
+    _refuse_one_class(targets)
     if given is None:
         split = split_rows(names, groups=groups, seed=seed)
         check_leakage(split, groups=groups, texts=texts)
