@@ -13,6 +13,7 @@ InterpError                       everything raised here on purpose
 ├── RunError                      a run that cannot be done as asked
 ├── TokenError                    a text that is not the tokens one would expect
 │   └── AlignmentError            two prompts that do not line up
+├── CircuitError                  a circuit that cannot be found, run or judged as asked
 ├── ProbeError                    data from which no probe can be trained or judged as asked
 ├── FileFormatError               a saved file that is not what it says
 └── StoreError                    a store that cannot be read or written as asked
@@ -79,6 +80,10 @@ class AlignmentError(TokenError):
     """Two prompts whose tokens do not line up."""
 
 
+class CircuitError(InterpError, ValueError):
+    """A circuit that cannot be found, run or judged as asked."""
+
+
 class ProbeError(InterpError, ValueError):
     """Data from which no probe can be trained or judged as asked."""
 
@@ -101,6 +106,7 @@ class InterpWarning(UserWarning):
 
 __all__ = [
     "AlignmentError",
+    "CircuitError",
     "CorruptStoreError",
     "EditError",
     "FileFormatError",

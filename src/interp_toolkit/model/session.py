@@ -24,7 +24,7 @@ from interp_toolkit.model.heads import head_outputs
 from interp_toolkit.model.hooks import forward_replaced, see_input, see_output, tensor_name
 from interp_toolkit.model.window import Window, next_window
 from interp_toolkit.model.wiring import Wiring
-from interp_toolkit.model.wish import Key, StopForward, Wish
+from interp_toolkit.model.wish import Key, Read, StandIn, StopForward, Wish
 
 _MASKED = -5e3
 """Attention scores at or below this are masked: models use the least number of their precision, or minus infinity."""
@@ -236,6 +236,10 @@ class Session:
         if self.wish.logits_at is not None:
             self._pre(stack, wiring.top(layout.unembed), self._pick_logits)
         self._install_attention(stack, layers)
+        for (layer, path), read in self.wish.inputs.items():
+            self._pre(stack, wiring.at(layer, path), functools.partial(self._given, read))
+        for (layer, path), stand_in in self.wish.stand_ins.items():
+            stack.enter_context(forward_replaced(wiring.at(layer, path), functools.partial(self._stood_in, stand_in)))
 
     def _install_layer(self, stack: ExitStack, layer: int) -> None:
         wiring, layout = self.wiring, self.wiring.layout
@@ -309,6 +313,16 @@ class Session:
         returns = self.wiring.returns
         x = args[0] if args else kwargs[tensor_name(kwargs)]
         return x if returns is None else (x, *[None] * (returns - 1))
+
+    def _given(self, read: Read, raw: Tensor) -> Tensor:
+        with self.paused():
+            return read(raw)
+
+    def _stood_in(self, stand_in: StandIn, inner: Callable[..., Any], raw: Tensor) -> Any:
+        if not self.active():
+            return inner(raw)
+        with self.paused():
+            return stand_in(raw, inner)
 
     def _shaped(self, raw: Tensor) -> Tensor:
         """`[batch, pos, ...]`; some models flatten batch and position for their MLP."""

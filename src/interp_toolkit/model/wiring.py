@@ -40,6 +40,7 @@ class Wiring:
         self.returns: int | None = None
         self.proof: object | None = None
         self.shortcuts: object | None = None
+        self.entrances: object | None = None
         self.padding: dict[str, str | None] = {"left": None, "right": None}
         parameters = inspect.signature(type(base).forward).parameters
         self.accepts = frozenset(parameters)
