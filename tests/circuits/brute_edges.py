@@ -235,6 +235,8 @@ class Run:
         self.family, self.joint_norm, self.shape = family, joint_norm, shape_of(model, family)
         self.body = model.get_submodule(self.names.body)
         self.mask = None if mask is None else (mask if mask.ndim == 3 else mask[None]).to(model.dtype)
+        # Where every row has an edge in full, nothing needs to be weighted; but derivatives by weights do need it.
+        self.plain = None if self.mask is None or self.mask.requires_grad else (self.mask == 1).all(0)
         self.ablated = ablated
         self.positions = torch.arange(ids.shape[1])[None]
         self.outputs: list[Tensor] = [self.embed(ids) if embedding is None else embedding]
@@ -253,7 +255,7 @@ class Run:
         total = self.constant.expand_as(self.outputs[0])
         for source in range(self.shape.incoming[dest]):
             own = self.outputs[source]
-            if self.mask is None:
+            if self.mask is None or (self.plain is not None and self.plain[source, dest]):
                 total = total + own
             else:
                 assert self.ablated is not None

@@ -275,8 +275,13 @@ def _shuffled(generator: torch.Generator, number: int) -> list[int]:
 
 
 @cache
-def induction() -> Planted:
-    """`... A B ... C D ... A` is followed by B: GPT-2, two layers."""
+def induction(sharpness: float = 6.0) -> Planted:
+    """`... A B ... C D ... A` is followed by B: GPT-2, two layers.
+
+    Args:
+        sharpness: the score of the induction head's match; where it is large, attention is saturated, and gradients at
+            the clean prompt hardly see what its query and keys are made of.
+    """
     vocab = 20
     make = Builder(
         "gpt2",
@@ -294,7 +299,7 @@ def induction() -> Planted:
     size = make.head_dim
     make.match(0, 2, make.reading(size, ("position", 0, one_back)), make.reading(size, ("position", 0, 1.0)))
     make.move(0, 2, "token", "previous")
-    make.match(1, 1, make.reading(vocab, ("token", 0, 6.0)), make.reading(vocab, ("previous", 0, 1.0)))
+    make.match(1, 1, make.reading(vocab, ("token", 0, sharpness)), make.reading(vocab, ("previous", 0, 1.0)))
     make.move(1, 1, "token", "out")
     model = make.finish()
     place = torch.zeros(POSITIONS, make.width, dtype=torch.float64)
@@ -302,7 +307,7 @@ def induction() -> Planted:
     model.transformer.wpe.weight.copy_(place @ make.turn)
     clean, corrupt, answers = _lookups(vocab, range(vocab), range(vocab))
     return Planted(
-        name="induction",
+        name=f"induction with sharpness {sharpness:g}",
         family="gpt2",
         model=model,
         clean=clean,
@@ -452,7 +457,7 @@ def recall(family: str = "llama") -> Planted:
             ]
         ),
         negative=frozenset([f"L2H3->{unit[2]}.v", "L3H1->logits"]),
-        margin=1.0,
+        margin=2.5 if family == "llama" else 1.5,
         roles={
             "L0H0": "brings the relation to the subject",
             "L1MLP": "knows the attribute",
@@ -493,6 +498,7 @@ def _questions() -> tuple[Tensor, Tensor, Tensor]:
 
 PLANTED: dict[str, Callable[[], Planted]] = {
     "induction": induction,
+    "induction-saturated": partial(induction, 14.0),
     "grouped": grouped,
     "recall-llama": partial(recall, "llama"),
     "recall-gpt_neox": partial(recall, "gpt_neox"),

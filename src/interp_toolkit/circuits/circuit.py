@@ -191,7 +191,8 @@ class Circuit:
 
     def __ge__(self, other: Circuit) -> bool:
         """Whether all edges of the other are in this one."""
-        return other <= self
+        self._check(other)
+        return not bool((other.mask & ~self.mask).any())
 
     def complement(self) -> Circuit:
         """All other edges of the model."""

@@ -220,7 +220,7 @@ class Asked:
 
 
 class _Means:
-    """Means over the prompts that have a value, and how many standard errors they are from zero."""
+    """Means over the prompts that have a value, and how surely they are not 0."""
 
     def __init__(self, names: Sequence[str], shape: tuple[int, ...]) -> None:
         self._sums = {name: torch.zeros(3, *shape, dtype=torch.float64) for name in names}
@@ -235,11 +235,15 @@ class _Means:
         return (total / number).float()
 
     def certainty(self, name: str) -> Tensor:
-        """NaN for a single prompt, where nothing is known of chance."""
+        """How surely a mean is not 0: Student's t as the normal deviate of the same probability (Wallace 1959).
+
+        NaN for a single prompt, where nothing is known of chance.
+        """
         number, total, squares = self._sums[name]
-        mean = total / number
-        error = ((squares / number - mean.square()).clamp_min(0) / (number - 1).clamp_min(0)).sqrt()
-        return torch.where(number > 1, mean.abs() / error.clamp_min(1e-12), torch.nan).float()
+        mean, free = total / number, number - 1
+        variance = (squares / number - mean.square()).clamp_min(1e-24) / free.clamp_min(1)
+        deviate = (free * (mean.square() / variance / free).log1p()).sqrt() * (8 * free + 1) / (8 * free + 3)
+        return torch.where(number > 1, deviate, torch.nan).float()
 
 
 def prompt_scores(

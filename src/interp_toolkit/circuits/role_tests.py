@@ -19,13 +19,13 @@ as far as it differs from even attention | 0.7 |
 | `prompt_first_token` | the same on prompts, at all positions or the last, whichever is less | 0.7 |
 | `answer_attention` | `A[end, s]` to earlier occurrences of the answer, 0 for even attention (Wang et al. 2022) | 0.2 |
 | `answer_effect` | direct effect of what is moved from there on the answer's logit minus the foil's, in nats | 0.1 |
-| `answer_certainty` | how many standard errors over prompts that is from 0 | 3 |
+| `answer_certainty` | how surely that is not 0: Student's t over prompts, as a normal deviate | 3 |
 | `subject_attention` | `A[end, s]` to the last token of the subject, 0 for even attention | 0.3 |
 | `subject_share` | share of what the head writes at the end that is moved from there | 0.7 |
 | `subject_effect` | its direct effect on the answer's logit minus the foil's, in nats; for information | none |
 | `recall` | direct effect of what an MLP writes at the subject's last token on the answer's logit minus the foil's, \
 in nats (Geva et al. 2023) | 0.3 |
-| `recall_certainty` | how many standard errors over prompts that is from 0 | 3 |
+| `recall_certainty` | how surely that is not 0, as above | 3 |
 
 Thresholds lie above what weights without meaning give and below what heads with these roles have: in SmolLM2-135M with
 its weights shuffled, the most that any of 270 heads reached was 0.07, 0.02, 0.01, 0.09, 0.28, 0.14, 0.49 (prompts of 5
@@ -75,6 +75,7 @@ class RoleTest:
         sign: -1 where an effect has to be negative.
         known: scores that need not be known: the test goes without them.
         below: a score that must stay below its threshold.
+        shown: a further score that is told.
         where: what is measured on, in words.
     """
 
@@ -84,6 +85,7 @@ class RoleTest:
     sign: float = 1.0
     known: tuple[str, ...] = ()
     below: str | None = None
+    shown: str | None = None
     where: str = "random tokens"
 
     def reached(self, scores: Mapping[str, float], thresholds: Mapping[str, float]) -> float:
@@ -106,6 +108,8 @@ class RoleTest:
             if not math.isnan(scores[name]):
                 least = thresholds[name] * (self.sign if name.endswith("effect") else 1.0)
                 shown.append(f"{name.replace('_', ' ')} {scores[name]:.2f}, threshold {least:g}")
+        if self.shown is not None and not math.isnan(scores[self.shown]):
+            shown.append(f"{self.shown.replace('_', ' ')} {scores[self.shown]:.2f}")
         return f"{'; '.join(shown)}; on {self.where}"
 
 
@@ -134,7 +138,13 @@ ROLE_TESTS = (
         known=("answer_certainty",),
         where="the prompts",
     ),
-    RoleTest(role="subject tracker", score="subject_attention", besides=("subject_share",), where="the prompts"),
+    RoleTest(
+        role="subject tracker",
+        score="subject_attention",
+        besides=("subject_share",),
+        shown="subject_effect",
+        where="the prompts",
+    ),
     RoleTest(role="positional", score="positional", below="first_token"),
     RoleTest(
         role="first token sink",

@@ -45,6 +45,7 @@ class EdgeScores:
         CircuitError: for scores that do not fit the graph, are not finite, or stand where there is no edge.
 
     Example:
+        >>> import torch
         >>> graph = Graph(num_layers=1, num_heads=1, num_groups=1, parallel=False)
         >>> values = torch.zeros_like(graph.valid, dtype=torch.float)
         >>> values[graph.edge_of("embed->L0MLP")], values[graph.edge_of("L0MLP->logits")] = 0.5, -2.0

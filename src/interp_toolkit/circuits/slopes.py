@@ -8,14 +8,15 @@ in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_toolkit.circuits.ablated import Ablated
+from interp_toolkit.circuits.norms import through_norm
 from interp_toolkit.circuits.stream import Stream
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import MetricError
@@ -314,20 +315,36 @@ def _read(
     each = stream.graph.dests_per_layer
     parts = []
     for layer in layers:
-        heads = sum(_heads_slope(stream, p, layer, rows, columns, rules) * p.weight for p in points)
-        mlp = sum(_mlp_slope(stream, p, layer, rows, columns, rules) * p.weight for p in points)
-        parts.append(torch.cat([heads, mlp]))  # type: ignore[list-item]
+        heads, mlp = (_summed(points, f, stream, layer, rows, columns, rules) for f in (_heads_slope, _mlp_slope))
+        parts += [heads, mlp]
     last = stream.layers - 1
     if last in layers:
-        parts.append(sum(p.last[rows, columns].to(stream.dtype) * p.weight for p in points)[None])  # type: ignore[index]
-    stop = (layers.stop) * each + (1 if last in layers else 0)
+        parts.append(torch.stack([p.last[rows, columns].to(stream.dtype) * p.weight for p in points]).sum(0)[None])
+    stop = layers.stop * each + (1 if last in layers else 0)
     return slice(layers.start * each, stop), torch.cat(parts).transpose(0, 1)
+
+
+def _summed(
+    points: Sequence[Point],
+    slope_of: Callable[[Stream, Point, int, slice, slice, Rules], Tensor],
+    stream: Stream,
+    layer: int,
+    rows: slice,
+    columns: slice,
+    rules: Rules,
+) -> Float[Tensor, "dest pair pos d_model"]:
+    total = slope_of(stream, points[0], layer, rows, columns, rules)
+    for point in points[1:]:
+        total += slope_of(stream, point, layer, rows, columns, rules)
+    return total
 
 
 def _heads_slope(
     stream: Stream, point: Point, layer: int, rows: slice, columns: slice, rules: Rules
 ) -> Float[Tensor, "dest pair pos d_model"]:
-    slopes = {path: slope[rows, columns].to(stream.dtype) for path, slope in point.projections[layer].items()}
+    slopes = {
+        path: slope[rows, columns].to(stream.dtype) * point.weight for path, slope in point.projections[layer].items()
+    }
     pairs, length = next(iter(slopes.values())).shape[:2]
     pulled = stream.pull(layer, {path: slope.flatten(0, 1) for path, slope in slopes.items()})
     x = point.before[layer][rows, columns]
@@ -337,24 +354,8 @@ def _heads_slope(
 def _mlp_slope(
     stream: Stream, point: Point, layer: int, rows: slice, columns: slice, rules: Rules
 ) -> Float[Tensor, "one pair pos d_model"]:
-    slope = point.mlp[layer].view_as(point.middle[layer])[rows, columns].to(stream.dtype)
+    slope = point.mlp[layer].view_as(point.middle[layer])[rows, columns].to(stream.dtype) * point.weight
     return through_norm(stream.mlp_norm(layer), point.middle[layer][rows, columns], slope[None], rules)
 
 
-def through_norm(
-    norm: nn.Module | None,
-    x: Float[Tensor, "pair pos d_model"],
-    slopes: Float[Tensor, "dest pair pos d_model"],
-    rules: Rules,
-) -> Float[Tensor, "dest pair pos d_model"]:
-    """Slopes behind a norm, pulled back to what it is given: the product with its Jacobian's transpose."""
-    if norm is None:
-        return slopes
-    with torch.enable_grad(), rules.in_norm():
-        given = x.detach().expand(slopes.shape).reshape(1, -1, x.shape[-1]).requires_grad_()
-        gave = norm(given)
-        (found,) = torch.autograd.grad(gave, given, slopes.reshape(gave.shape).to(gave.dtype))
-    return found.view(slopes.shape).to(slopes.dtype)
-
-
-__all__ = ["GradientRun", "Point", "Source", "edge_scores", "through_norm"]
+__all__ = ["GradientRun", "Point", "Source", "edge_scores"]
