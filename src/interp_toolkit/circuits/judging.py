@@ -164,7 +164,7 @@ def prompt_digest(ids: Sequence[int]) -> str:
 
     Example:
         >>> prompt_digest([1, 2, 3])
-        'c18f1e48ed2de3d6'
+        'dfd5726d86ed2c8b'
     """
     return hashlib.sha256(repr(tuple(int(n) for n in ids)).encode()).hexdigest()[:16]
 

@@ -65,9 +65,8 @@ class Direct:
         given = norm(stream).float() - self._zero
         if not bool((raw * number - given).norm() <= _OFF * given.norm()):
             raise CircuitError(
-                f"the final norm, a {type(norm).__name__}, is neither a LayerNorm nor a root-mean-square norm, so its "
-                "scale cannot be frozen and direct effects are not known: roles that need none can be had with "
-                "pairs=None"
+                f"the final norm ({type(norm).__name__}) is neither a LayerNorm nor a root-mean-square norm, so its "
+                "scale cannot be frozen and direct effects on logits are not known"
             )
 
     def _scaled(self, stream: Float[Tensor, "n d_model"]) -> tuple[Tensor, Tensor]:

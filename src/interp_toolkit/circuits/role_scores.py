@@ -232,7 +232,8 @@ class _Means:
 
     def mean(self, name: str) -> Tensor:
         number, total, _ = self._sums[name]
-        return (total / number).float()
+        mean: Tensor = total / number
+        return mean.float()
 
     def certainty(self, name: str) -> Tensor:
         """How surely a mean is not 0: Student's t as the normal deviate of the same probability (Wallace 1959).

@@ -57,7 +57,7 @@ class RoleTable:
     heads: tuple[tuple[int, int], ...]
     mlps: tuple[int, ...]
     scores: Float[Tensor, "head score"]
-    mlp_scores: Float[Tensor, "mlp score"]
+    mlp_scores: Float[Tensor, "mlp mlp_score"]
     thresholds: dict[str, float]
     skipped: dict[str, str]
     notes: dict[str, Any] = field(default_factory=dict)
