@@ -38,7 +38,7 @@ class Planted:
     Attributes:
         name: what it is called.
         family: a key of `brute_edges.NAMES`.
-        model: the model, in eval mode.
+        model: the model, in eval mode and float64; whoever changes it copies it first.
         clean: the prompts: prompt pos.
         corrupt: their counterparts: prompt pos.
         answers: the target and the foil of each prompt: prompt 2.

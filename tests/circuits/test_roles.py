@@ -14,6 +14,8 @@ from torch import Tensor
 
 import tiny
 from circuits import planted
+from circuits.induction import INDUCTION, PREVIOUS_TOKEN, SILENT, induction_model
+from handmade import LAYOUT, Handmade
 from interp_toolkit import tasks
 from interp_toolkit.circuits import role_scores
 from interp_toolkit.circuits.circuit_words import UNLABELLED
@@ -24,6 +26,7 @@ from interp_toolkit.circuits.role_tests import HEAD_SCORES, THRESHOLDS
 from interp_toolkit.circuits.roles import RoleTable, head_roles
 from interp_toolkit.errors import CircuitError, FileFormatError, PositionError
 from interp_toolkit.model.heads import projection_bias
+from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import run
 from interp_toolkit.model.tokens import encode
 from interp_toolkit.model.verify import verified
@@ -237,6 +240,18 @@ def test_every_score_is_known_in_every_family_and_random_weights_give_heads_no_r
     assert any("soft cap" in text for text in table.notes["caveats"]) == (name == "gemma2")
 
 
+def test_a_model_class_of_ones_own_is_tested_too() -> None:
+    model = Handmade("matmul").eval()
+    layout = Layout(**LAYOUT)
+    clean = tiny.tokens(3, 9)
+    corrupt = clean.clone()
+    corrupt[:, 4] = 79
+    pairs = prepare_pairs(model, clean, corrupt, [(int(row[2]), 95) for row in clean], layout=layout)
+    table = head_roles(model, pairs=pairs, layout=layout)
+    assert bool(table.scores.isfinite().all())
+    assert table.notes["random"]["periods"] == [10, 13, 16]  # nothing says how many positions it takes
+
+
 def test_bfloat16_gives_about_the_same() -> None:
     exact = tiny.model_of("llama")
     rough = copy.deepcopy(exact).to(torch.bfloat16)
@@ -315,6 +330,20 @@ def test_a_head_that_finds_the_same_token_again_is_a_duplicate_token_head() -> N
     assert table.score((0, 1), "duplicate_token") > 0.4
     # Among tokens that are all different it attends to itself, which position explains.
     assert named(table) == {"L0H1": ["duplicate token", "positional"]}
+
+
+def test_a_trained_model_has_the_heads_that_were_found_in_it_and_no_silent_ones() -> None:
+    model = induction_model()
+    table = head_roles(model, mlps=[])
+    found = {role.node: role.name for role in table.labelled}
+    assert found == dict.fromkeys(PREVIOUS_TOKEN, "previous token") | dict.fromkeys(INDUCTION, "induction")
+    silent = {f"L{layer}H{head}" for layer, head in table.heads if table.score((layer, head), "written") < 0.1}
+    assert silent == set(SILENT)
+    # By its pattern alone it would be one.
+    assert table.score((0, 3), "previous_token") > 0.5
+    told = table.roles[table.heads.index((0, 3))].test
+    assert told.startswith("nearest is previous token")
+    assert "but it writes 0.0" in told
 
 
 def test_a_model_as_it_is_initialised_has_no_roles() -> None:

@@ -46,7 +46,7 @@ class Ablated:
     """
 
     numbers: tuple[int, ...]
-    clean: Int[Tensor, "pair pos"]
+    clean: Int[Tensor, "pair whole_pos"]
     first: int
     z: Sequence[Float[Tensor, "pair pos head d_head"]]
     mlp: Sequence[Float[Tensor, "pair pos d_model"]]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp_toolkit.circuits.ablated import Ablated
+from interp_toolkit.circuits.metrics import Metric, Question
 from interp_toolkit.circuits.stream import Stream, apply_norm
-from interp_toolkit.model.wish import Change, Key, Place, Read, StandIn
+from interp_toolkit.model.forward import execute
+from interp_toolkit.model.prefix import prefix_cache
+from interp_toolkit.model.session import logits_of
+from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.model.wish import Change, Key, Place, Read, StandIn, Wish
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,28 +37,50 @@ class CircuitPass:
         masks: for each row the edges of its circuit.
         prompts: for each row the number of its pair among the ablated runs.
         enter: the layer at which the pass begins.
-        known: what the sources in front of it write, the same in every row.
+        known: what the sources in front of it write, the same in every row, or for each pair among the ablated runs.
     """
+
+    grad = False
+    """Whether gradients are kept."""
 
     def __init__(
         self,
         stream: Stream,
         ablated: Ablated,
-        masks: Bool[Tensor, "row source dest"],
+        masks: Bool[Tensor, "row source dest"] | Float[Tensor, "row source dest"],
         prompts: Int[Tensor, " row"],
         enter: int = 0,
-        known: Float[Tensor, "source pos d_model"] | None = None,
+        known: Float[Tensor, "*pair source pos d_model"] | None = None,
     ) -> None:
         self.stream, self.graph, self.ablated = stream, stream.graph, ablated
         device = ablated.embed.device
-        self.prompts = prompts.to(device)
+        self.prompts, self.enter = prompts.to(device), enter
         rows, length, width = len(prompts), ablated.embed.shape[1], ablated.embed.shape[2]
         self.masks = masks.to(device=device, dtype=stream.dtype).transpose(1, 2).contiguous()
         self.written = ablated.embed.new_zeros(rows, self.graph.num_sources, length, width)
         self.written[:, 0] = ablated.embed[self.prompts]
         if known is not None:
-            self.written[:, : self._source(enter)] = known[: self._source(enter)]
+            before = known[..., : self._source(enter), :, :]
+            self.written[:, : self._source(enter)] = before[self.prompts] if known.ndim == 4 else before
         self._known: dict[int, _Inputs] = {}
+
+    def logits(self) -> Float[Tensor, "row vocab"]:
+        """Make the pass: the logits behind the last token."""
+        start = 0 if self.ablated.prefix is None else self.ablated.first
+        ids = self.ablated.clean[self.prompts.cpu()][:, start:]
+        embed = self.ablated.embed
+        wish = Wish(
+            reads=frozenset(),
+            grad=self.grad,
+            changes=self.changes(),
+            inputs=self.inputs(),
+            stand_ins=self.stand_ins(),
+            enter={self.enter: embed.new_zeros(len(ids), *embed.shape[1:])} if self.enter else {},
+            logits_at=torch.full((1, 1), ids.shape[1] - 1),
+        )
+        cache = None if self.ablated.prefix is None else prefix_cache(self.ablated.prefix, self.prompts, start)
+        _, output = execute(self.stream.wiring, Tokens(ids=ids, mask=torch.ones_like(ids)), wish, cache=cache)
+        return logits_of(output)[:, -1]
 
     # --- what a session asks for -----------------------------------------------------------------------------------
 
@@ -85,7 +114,7 @@ class CircuitPass:
             self._known.clear()
             first, each = self._source(layer), self.graph.dests_per_layer
             places = slice(layer * each, (layer + 1) * each)
-            read = self._sum(self.masks[:, places, :first], self.written[:, :first])
+            read = self._sum(places, slice(0, first))
             heads = read[:, :-1] + self.ablated.before[layer][self.prompts][:, None]
             dtype = next(self.stream.wiring.base.parameters()).dtype
             normed = apply_norm(self.stream.attention_norm(layer), heads.transpose(0, 1), dtype)
@@ -107,7 +136,7 @@ class CircuitPass:
             del columns
             first = self._source(layer)
             written = self.stream.write(layer, z, self.ablated.z[layer][self.prompts])
-            self.written[:, first : first + self.graph.num_heads] = written
+            self._write(slice(first, first + self.graph.num_heads), written)
             return z
 
         return see
@@ -118,7 +147,7 @@ class CircuitPass:
             if not self.graph.parallel:
                 first, last = self._source(layer), self._source(layer + 1) - 1
                 place = (layer + 1) * self.graph.dests_per_layer - 1
-                x = x + self._sum(self.masks[:, place : place + 1, first:last], self.written[:, first:last])[:, 0]
+                x = x + self._sum(slice(place, place + 1), slice(first, last))[:, 0]
             return apply_norm(self.stream.mlp_norm(layer), x, raw.dtype).view(raw.shape)
 
         return read
@@ -126,25 +155,137 @@ class CircuitPass:
     def _mlp_wrote(self, layer: int) -> Change:
         def see(x: Tensor, columns: slice) -> Tensor:
             del columns
-            self.written[:, self._source(layer + 1) - 1] = x.to(self.stream.dtype) - self.ablated.mlp[layer][
-                self.prompts
-            ].to(self.stream.dtype)
+            first, ablated = self._source(layer + 1) - 1, self.ablated.mlp[layer][self.prompts]
+            self._write(slice(first, first + 1), (x.to(self.stream.dtype) - ablated.to(self.stream.dtype))[:, None])
             return x
 
         return see
 
     def _to_logits(self, x: Tensor, columns: slice) -> Tensor:
         del columns
-        return (self.ablated.before[-1][self.prompts] + self._sum(self.masks[:, -1:], self.written)[:, 0]).to(x.dtype)
+        last = slice(self.graph.num_dests - 1, self.graph.num_dests)
+        read = self._sum(last, slice(0, self.graph.num_sources))
+        return (self.ablated.before[-1][self.prompts] + read[:, 0]).to(x.dtype)
 
-    def _sum(
-        self, masks: Float[Tensor, "row dest source"], written: Float[Tensor, "row source pos d_model"]
-    ) -> Float[Tensor, "row dest pos d_model"]:
+    def _sum(self, dests: slice, sources: slice) -> Float[Tensor, "row dest pos d_model"]:
         """For each destination the sum of what its edges bring."""
-        return torch.bmm(masks, written.flatten(2)).unflatten(2, written.shape[2:])
+        return _brought(self.masks[:, dests, sources], self.written[:, sources])
+
+    def _write(self, sources: slice, content: Float[Tensor, "row source pos d_model"]) -> None:
+        """Take down what sources write beside the ablated run."""
+        self.written[:, sources] = content
 
     def _source(self, layer: int) -> int:
         return 1 + layer * (self.graph.num_heads + 1)
 
 
-__all__ = ["CircuitPass"]
+def _brought(
+    masks: Float[Tensor, "row dest source"], written: Float[Tensor, "row source pos d_model"]
+) -> Float[Tensor, "row dest pos d_model"]:
+    return torch.bmm(masks, written.flatten(2)).unflatten(2, written.shape[2:])
+
+
+class GatedPass(CircuitPass):
+    """A pass of circuits whose edges may be open in part, with gradients with respect to how far.
+
+    What sources write lies in one buffer that grows from layer to layer, and so do the gradients on the way back:
+    nothing is copied for each layer. Autograd sees the buffer only through a token, which every write takes and gives
+    anew and every read takes. So a write's backward is run when those of all reads behind it are done.
+
+    Args:
+        stream: the model as readers and writers.
+        ablated: the ablated runs.
+        masks: for each row how far each edge is open, from 0 to 1.
+        prompts: for each row the number of its pair among the ablated runs.
+    """
+
+    grad = True
+
+    def __init__(
+        self,
+        stream: Stream,
+        ablated: Ablated,
+        masks: Float[Tensor, "row source dest"],
+        prompts: Int[Tensor, " row"],
+    ) -> None:
+        super().__init__(stream, ablated, masks, prompts)
+        self.buffer = _Buffer(written=self.written)
+        self.token = self.written.new_zeros((), requires_grad=True)
+
+    def _sum(self, dests: slice, sources: slice) -> Float[Tensor, "row dest pos d_model"]:
+        found: Tensor = _Reading.apply(self.masks[:, dests, sources], self.token, self.buffer, sources)
+        return found
+
+    def _write(self, sources: slice, content: Float[Tensor, "row source pos d_model"]) -> None:
+        self.token = _Writing.apply(content, self.token, self.buffer, sources)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Buffer:
+    """What sources write, and the gradients with respect to it."""
+
+    written: Tensor
+    slopes: Tensor | None = None
+
+    def gathered(self) -> Tensor:
+        """The gradients so far."""
+        if self.slopes is None:
+            self.slopes = torch.zeros_like(self.written)
+        return self.slopes
+
+
+class _Reading(torch.autograd.Function):
+    """in_v = Σ_u M[u, v] W_u: gives dM[u, v] = <W_u, g_v>, and adds M[u, v] g_v to the slope at W_u."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, token: Tensor, buffer: _Buffer, sources: slice) -> Tensor:
+        del token
+        ctx.save_for_backward(masks)
+        ctx.buffer, ctx.sources = buffer, sources
+        return _brought(masks, buffer.written[:, sources])
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        (masks,), slope = ctx.saved_tensors, slopes[0].flatten(2)
+        found = torch.bmm(slope, ctx.buffer.written[:, ctx.sources].flatten(2).transpose(1, 2))
+        gathered = ctx.buffer.gathered()[:, ctx.sources]
+        gathered += torch.bmm(masks.transpose(1, 2), slope).view_as(gathered)
+        return found, slope.new_zeros(()), None, None
+
+
+class _Writing(torch.autograd.Function):
+    """W_u is what source u writes: its slope is what all readings behind it have gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, content: Tensor, token: Tensor, buffer: _Buffer, sources: slice) -> Tensor:
+        ctx.buffer, ctx.sources = buffer, sources
+        buffer.written[:, sources] = content
+        return token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.buffer.gathered()[:, ctx.sources].clone(), slopes[0], None, None
+
+
+def values_of(
+    metric: Metric, questions: Sequence[Question], logits: Float[Tensor, "row vocab"], rows: Sequence[int]
+) -> Float[Tensor, " row"]:
+    """The metric of each row.
+
+    Args:
+        metric: what is measured.
+        questions: the pairs.
+        logits: of circuit runs.
+        rows: for each row the number of its pair.
+    """
+    found, order = [], []
+    for pair in dict.fromkeys(rows):
+        places = [n for n, other in enumerate(rows) if other == pair]
+        needed = metric.needs(questions[pair])
+        part = logits[places] if needed is None else logits[places][:, list(needed)]
+        found.append(metric.measure(part, questions[pair]))
+        order += places
+    return torch.cat(found)[torch.tensor(order).argsort().to(logits.device)]
+
+
+__all__ = ["CircuitPass", "GatedPass", "values_of"]

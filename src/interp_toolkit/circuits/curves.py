@@ -15,6 +15,7 @@ are integrals over log k, divided by their length, in which each factor of size 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -59,7 +60,9 @@ _FORMAT = "interp_toolkit.faithfulness_curve/1"
 _TENSORS = ("model", "ablated", "absolute", "signed", "random")
 
 
-def area(sizes: Sequence[float], values: Float[Tensor, "*draw size"], *, log: bool = False) -> Float[Tensor, "*draw"]:
+def area(
+    sizes: Sequence[int | float], values: Float[Tensor, "*draw size"], *, log: bool = False
+) -> Float[Tensor, "*draw"]:
     """The integral over sizes by the trapezoid rule; over their logarithm it is divided by its length.
 
     Args:
@@ -141,7 +144,7 @@ class FaithfulnessCurve:
     # --- numbers ---------------------------------------------------------------------------------------------
 
     def faithfulness(self, by: By = "absolute") -> tuple[Interval, ...]:
-        """f at each size, with an interval from prompts drawn again.
+        """Faithfulness at each size, with an interval from prompts drawn again.
 
         Args:
             by: circuits chosen by `"absolute"` or `"signed"` scores.
@@ -158,8 +161,8 @@ class FaithfulnessCurve:
             raise CircuitError("no random circuits were run: ask for some with random=3")
         return intervals(shares(self.random.mean(0), self.model, self.ablated, level=self.level, seed=self.seed))
 
-    def at(self, size: float, by: By = "absolute") -> Interval:
-        """f of circuits of any size; between the sizes that were run on a straight line, as in the areas.
+    def at(self, size: int | float, by: By = "absolute") -> Interval:
+        """Faithfulness at any size; between the sizes that were run on a straight line, as in the areas.
 
         Below the smallest one the line comes from the empty circuit, which has f = 0.
 
@@ -222,7 +225,7 @@ class FaithfulnessCurve:
     def _area(self, by: By, *, log: bool) -> Interval:
         """An area, with the interval of its draws: each draw of prompts has its own f, and so its own area."""
         prompts = len(self.model)
-        if len(self.sizes) < 2:  # noqa: PLR2004
+        if len(self.sizes) < 2:
             nothing = {"value": math.nan, "low": math.nan, "high": math.nan}
             return Interval(**nothing, level=self.level, prompts=prompts)
         drawn = torch.randint(prompts, (DRAWS, prompts), generator=torch.Generator().manual_seed(self.seed))
@@ -246,16 +249,16 @@ class FaithfulnessCurve:
         how = "grown from the logits" if self.selection == "greedy" else "the best of all"
         lines = [
             f"Faithfulness of circuits by {self.method} on {self.metric}, {len(self.model)} prompts, edges {how}.",
-            f"Edges outside of a circuit are ablated by {self.ablation}: the metric is {float(self.model.mean()):.3f} in "
-            f"the whole model and {float(self.ablated.mean()):.3f} without any edge.",
+            f"Edges outside of a circuit are ablated by {self.ablation}.",
+            f"Metric: {float(self.model.mean()):.3f} in the model, {float(self.ablated.mean()):.3f} without any edge.",
         ]
         chance = [x.value for x in self.random_faithfulness()] if len(self.random) else []
         both = zip(self.faithfulness("absolute"), self.faithfulness("signed"), strict=True)
         for n, (absolute, signed) in enumerate(both):
             left = self.connected_absolute[n]
             kept = f"{self.edges[n]:,} edges" + (f", {left:,} connected" if left != self.edges[n] else "")
-            beside = f"; random {chance[n]:.3f}" if chance else ""
-            lines.append(f"  {self.sizes[n]:.2%} ({kept}): {absolute}; by signed score {signed.value:.3f}{beside}")
+            beside = f"; random {chance[n]:z.3f}" if chance else ""
+            lines.append(f"  {self.sizes[n]:.2%} ({kept}): {absolute}; by signed score {signed.value:z.3f}{beside}")
         lines.append(f"CMD {self.cmd}, 0 is best" + (f"; random {self.random_cmd:.3f}" if chance else ""))
         lines.append(f"CPR {self.cpr}, more is better" + (f"; random {self.random_cpr:.3f}" if chance else ""))
         lines.append(f"Over the logarithm of the size: |1 − f| {self.cmd_log.value:.3f}, f {self.cpr_log.value:.3f}")
@@ -277,7 +280,15 @@ class FaithfulnessCurve:
         if len(self.random):
             kinds.append(("random", self.random_faithfulness(), self.edges))
         rows = [
-            {"by": by, "size": size, "edges": n, "connected": left, "faithfulness": f.value, "low": f.low, "high": f.high}
+            {
+                "by": by,
+                "size": size,
+                "edges": n,
+                "connected": left,
+                "faithfulness": f.value,
+                "low": f.low,
+                "high": f.high,
+            }
             for by, found, kept in kinds
             for size, n, left, f in zip(self.sizes, self.edges, kept, found, strict=True)
         ]
@@ -309,13 +320,13 @@ class FaithfulnessCurve:
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-def check_sizes(sizes: Sequence[float]) -> None:
+def check_sizes(sizes: Sequence[int | float]) -> None:
     """Refuse sizes that are no increasing shares.
 
     Raises:
         CircuitError: showing them.
     """
-    rising = all(a < b for a, b in zip(sizes, sizes[1:], strict=False))
+    rising = all(a < b for a, b in itertools.pairwise(sizes))
     if not sizes or not all(0 < size <= 1 for size in sizes) or not rising:
         raise CircuitError(
             f"sizes are shares of all edges, above 0 and up to 1, from small to large, not {tuple(sizes)}: "
@@ -327,7 +338,7 @@ def curve(
     runs: CircuitRuns,
     scores: EdgeScores,
     *,
-    sizes: Sequence[float] = SIZES,
+    sizes: Sequence[int | float] = SIZES,
     selection: Selection = "top",
     random: int = 1,
     pairs: Sequence[int] | None = None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FORMAT = "interp_toolkit.circuit_evaluation/1"
 _TENSORS = ("model", "ablated", "circuit", "complement", "random", "without", "prefers")
 _OPTIONAL = ("prefers",)
-_NOTHING = 1e-5  # of the behaviour: what changes by less does not change
+_NOTHING = 1e-4  # of the behaviour: what changes by less does not change
 
 Parts = Literal["edges", "nodes"]
 """What is taken out of a circuit to see whether it is needed."""
@@ -180,23 +180,25 @@ class CircuitEvaluation:
             number: how many parts are named.
         """
         loose = self.edges - self.connected
+        means = [float(x.mean()) for x in (self.model, self.circuit, self.ablated)]
         of = f"{self.edges:,} of {self.total:,} edges ({self.edges / self.total:.2%})"
         lines = [
             f"Circuit of {of}" + (f", {loose:,} of them on no path from embed to logits" if loose else ""),
-            f"Judged on {self.metric}, {len(self.model)} prompt{'' if len(self.model) == 1 else 's'}; edges outside of "
-            f"it are ablated by {self.ablation}.",
-            f"Metric: model {float(self.model.mean()):.3f}, circuit {float(self.circuit.mean()):.3f}, without any edge "
-            f"{float(self.ablated.mean()):.3f}",
+            f"Judged on {self.metric}, {len(self.model)} prompt{'' if len(self.model) == 1 else 's'}",
+            f"Edges outside of it are ablated by {self.ablation}.",
+            "Metric: model {:.3f}, circuit {:.3f}, without any edge {:.3f}".format(*means),
             f"Faithfulness: {self.faithfulness}; 1 does what the model does",
             f"Without the circuit: {self.completeness}; 0 means that nothing else carries the behaviour",
         ]
         if self.prefers is not None:
-            lines.append(f"Prefers the answer: {self.accuracy.value:.1%} of prompts, model {self.model_accuracy.value:.1%}")
+            lines.append(
+                f"Prefers the answer: {self.accuracy.value:.1%} of prompts, model {self.model_accuracy.value:.1%}"
+            )
         if len(self.random):
             low, high = min(self.random_each), max(self.random_each)
             lines.append(
-                f"Random circuits of the same size: {self.random_faithfulness.value:.3f}, {len(self.random)} of them "
-                f"from {low:.3f} to {high:.3f}; {self.random_as_faithful:.0%} are as faithful"
+                f"Random circuits of the same size: {self.random_faithfulness.value:z.3f}, {len(self.random)} of them "
+                f"from {low:z.3f} to {high:z.3f}; {self.random_as_faithful:.0%} are as faithful"
             )
         lines += self._removed(number)
         if self.tests:
@@ -212,7 +214,9 @@ class CircuitEvaluation:
         for names, words in ((self.needless, "No loss beyond noise without"), (self.harmful, "Better without")):
             if names:
                 more = f", and {len(names) - number} more" if len(names) > number else ""
-                lines.append(f"{words} {len(names)} of {len(self.parts)} {self.removed}: {', '.join(names[:number])}{more}")
+                lines.append(
+                    f"{words} {len(names)} of {len(self.parts)} {self.removed}: {', '.join(names[:number])}{more}"
+                )
         return lines if len(lines) > 1 else [*lines, f"Each of its {len(self.parts)} {self.removed} matters."]
 
     # --- data ------------------------------------------------------------------------------------------------

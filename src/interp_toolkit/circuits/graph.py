@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from interp_toolkit.circuits.graph_shape import Graph, short
 from interp_toolkit.errors import CircuitError
+from interp_toolkit.model.entrances import entrances_of
 from interp_toolkit.model.layout import Layout
-from interp_toolkit.model.run import run
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.verify import verified
 
@@ -29,6 +29,7 @@ def graph_of(model: nn.Module, layout: Layout | None = None) -> Graph:
 
     Raises:
         UnsupportedModelError: when the model is not a decoder that this library can look into.
+        UnavailableSiteError: when heads cannot be told apart by what they read.
         CircuitError: when its layers are not alike, or their keys cannot be read.
 
     Example:
@@ -47,12 +48,12 @@ def graph_of(model: nn.Module, layout: Layout | None = None) -> Graph:
                     f"this {known.model_type} model has no graph of heads: {component}.{layer} is not available: "
                     f"{reason}"
                 )
-    found = run(model, [[1, 1, 1, 1]], read="k", layout=layout)
-    groups = [found[f"k.{layer}"].shape[2] for layer in range(known.num_layers)]
-    if len(set(groups)) > 1:
+    made = [columns for entrance in entrances_of(wiring) for part in entrance.projections for columns in [part.columns]]
+    groups = sorted({len(columns[name]) for columns in made for name in ("k", "v") if name in columns})
+    if len(groups) > 1:
         raise CircuitError(
-            f"the layers of this {known.model_type} model have different numbers of key/value groups, "
-            f"{sorted(set(groups))}: a graph needs layers that are alike"
+            f"the layers of this {known.model_type} model, or their keys and values, have different numbers of "
+            f"key/value groups, {groups}: a graph needs layers that are alike"
         )
     return Graph(num_layers=known.num_layers, num_heads=known.num_heads, num_groups=groups[0], parallel=known.parallel)
 

@@ -2,14 +2,17 @@
 
 s is the metric of a prompt, C the circuit, M the whole model, and δ(A, B) the mean over prompts of (s_A − s_B)².
 
-| test | null hypothesis | p-value | if it is rejected |
-|---|---|---|---|
-| equivalence | the chance that s_C > s_M is within ε = 0.1 of 1/2 | exact binomial at 1/2 + ε | C is not equivalent to M |
-| independence | s of all edges outside C is independent of s_M | HSIC (Gretton et al. 2007), permutations of prompts | what is left still knows of the behaviour |
-| minimality | removing an edge of C does more than removing an added edge from C with a random path more, in at least q = 90% of the draws; for every edge | exact binomial, times the number of edges (Bonferroni) | some edge is not needed |
-| sufficiency | C is nearer to M than at most q = 90% of random circuits of its size | exact binomial | C is better than chance |
+- Equivalence. Null hypothesis: the chance that s_C > s_M is within ε = 0.1 of 1/2. Exact binomial p-value at 1/2 + ε,
+  the worst case of the hypothesis. Rejected: C is not equivalent to M.
+- Independence: what is left without C has an s that is independent of s_M. Hilbert-Schmidt criterion (Gretton et al.
+  2007), p-value from permutations of prompts. Rejected: the rest still knows of the behaviour.
+- Minimality, for every edge e of C: δ(C, C without e) is above δ(C⁺, C⁺ without a), where C⁺ is C with a random path
+  more and a an edge of that path, in at least q = 90% of the draws. Exact binomial p-value, the smallest one times the
+  number of edges (Bonferroni). Rejected: some edge does no more than one added at random.
+- Sufficiency: C is as near to M, by δ, as at most q = 90% of random circuits of its size. Exact binomial p-value.
+  Rejected: C is better than chance.
 
-The first three speak **for** the circuit when they are *not* rejected, which few prompts make easy; the last one when it
+The first three speak for the circuit when they are *not* rejected, which few prompts make easy; the last one when it
 is. Its answer needs 29 random circuits at least; the paper has 100.
 
 Unlike the paper's code: prompts on which C and M agree up to rounding are left out of the equivalence test (as in a
@@ -104,7 +107,7 @@ def equivalence_test(
     far = abs(better - n / 2)
     chances = [_binomial(n, k, 0.5 + epsilon) for k in range(n + 1) if abs(k - n / 2) >= far - 1e-9]
     share = better / n if n else 0.5
-    p_value = min(1.0, math.fsum(chances))
+    p_value = 1.0 if len(chances) == n + 1 else math.fsum(chances)
     meaning = f"the circuit has the larger metric on {better} of the {n} prompts on which the two differ, " + (
         "too one-sided for an equivalent of the model" if p_value < 1 - level else "as an equivalent of the model may"
     )
@@ -192,7 +195,9 @@ def minimality_test(
     each = [_at_most(len(added), int(k), quantile) for k in more]
     needless = [n for n, p in enumerate(each) if p * len(parts) < 1 - level]
     shown = ", ".join(names[n] for n in needless[:3]) if names else ""
-    meaning = f"{len(needless)} of {len(parts)} edges do less than they should beside {len(added)} edges added at random"
+    meaning = (
+        f"{len(needless)} of {len(parts)} edges do less than they should beside {len(added)} edges added at random"
+    )
     return TestResult(
         name="minimality",
         hypothesis=f"each edge does more than an edge added at random, in at least {quantile:.0%} of the draws",
@@ -200,7 +205,7 @@ def minimality_test(
         p_value=min(1.0, min(each) * len(parts)),
         cases=len(added),
         level=level,
-        meaning=meaning + (f": {shown}" + (", ..." if len(needless) > 3 else "") if needless and shown else ""),  # noqa: PLR2004
+        meaning=meaning + (f": {shown}" + (", ..." if len(needless) > 3 else "") if needless and shown else ""),
     )
 
 

@@ -53,8 +53,8 @@ class Interval:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} ({self.level:.0%} interval {self.low:.3f} to {self.high:.3f})"
+            return f"{self.value:z.3f}"
+        return f"{self.value:z.3f} ({self.level:.0%} interval {self.low:z.3f} to {self.high:z.3f})"
 
     def as_note(self) -> dict[str, float | int | None]:
         """As the notes of a `Circuit` have it; None for ends that are not known."""
@@ -122,7 +122,9 @@ def check_behaviour(
             f"{metric} is not finite for {int(infinite.sum())} of {len(model)} prompts, so no share of it can be "
             "taken: leave them out, or use logit_diff or prob"
         )
-    ends = f"{metric} is {float(model.mean()):.4g} in the whole model and {float(ablated.mean()):.4g} in the ablated run"
+    ends = (
+        f"{metric} is {float(model.mean()):.4g} in the whole model and {float(ablated.mean()):.4g} in the ablated run"
+    )
     gap = (model - ablated) * sign
     size = float(torch.stack([model, ablated]).abs().mean())
     if abs(float(gap.mean())) <= _ROUNDING * max(size, torch.finfo(model.dtype).tiny):

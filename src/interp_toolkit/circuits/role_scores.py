@@ -25,6 +25,7 @@ from interp_toolkit.model.wiring import Wiring
 
 _BUDGET = 1 << 28  # bytes of readings that are held at once
 _FEWEST, _MOST, _STEP = 14, 22, 3  # tokens that are repeated
+_WRITTEN_AT_ONCE = 64  # positions whose heads' outputs are held at once
 _EACH = 8  # sequences of each period
 
 RANDOM_SCORES = (
@@ -34,6 +35,7 @@ RANDOM_SCORES = (
     "induction_copying",
     "positional",
     "first_token",
+    "written",
 )
 """What is measured on random tokens; see `random_scores`."""
 PROMPT_SCORES = (
@@ -44,6 +46,7 @@ PROMPT_SCORES = (
     "subject_share",
     "subject_effect",
     "prompt_first_token",
+    "prompt_written",
 )
 """What is measured on prompts; see `prompt_scores`."""
 MLP_SCORES = ("recall", "recall_certainty")
@@ -113,6 +116,7 @@ def random_scores(
     device = next(wiring.base.parameters()).device
     squares = torch.zeros(len(layers), heads, length, length, device=device)
     means, copying = {}, torch.zeros(len(layers), heads, device=device)
+    written = torch.zeros_like(copying)
     for period, ids in drawn.ids.items():
         means[period] = torch.zeros_like(squares)
         later, earlier = drawn.places(period, period - 1)
@@ -121,16 +125,18 @@ def random_scores(
             for layer in at_once:
                 n = layers.index(layer)
                 pattern = found[Site("pattern", layer)].float()
-                means[period][n] += pattern.sum(0) / len(ids)
-                squares[n] += _uneven(pattern).square().sum(0)
+                means[period][n] += pattern.sum(0).to(device) / len(ids)
+                squares[n] += _uneven(pattern).square().sum(0).to(device)
                 # What heads move to each place of the second copy, `[sequence, place, head, d_head]`.
                 attention = pattern[:, :, later, earlier].transpose(1, 2)[..., None]
                 whole = found[Site("z", layer)][:, later]
                 parts = (attention * _for_heads(found[Site("v", layer)][:, earlier], heads)).to(whole.dtype)
-                logits = moved(wiring, layer, parts.flatten(0, 1), whole.flatten(0, 1), slopes)
-                copying[n] += _above_others(logits).sum(0).to(device) / (len(ids) * period * len(drawn.ids))
+                parts, whole = parts.flatten(0, 1), whole.flatten(0, 1)
+                share = 1 / (len(ids) * period * len(drawn.ids))
+                copying[n] += _above_others(moved(wiring, layer, parts, whole, slopes)).sum(0).to(device) * share
+                written[n] += _sizes(wiring, layer, whole).sum(0).to(device) * share
     scores = _attention_scores(drawn, means, squares)
-    return {**scores, "induction_copying": copying.cpu()}
+    return {**scores, "induction_copying": copying.cpu(), "written": _beside_most(written).cpu()}
 
 
 def _copying_slopes(direct: Direct, ids: Tensor, found: Run, start: int, period: int) -> Float[Tensor, "n k d_model"]:
@@ -145,6 +151,17 @@ def _copying_slopes(direct: Direct, ids: Tensor, found: Run, start: int, period:
 def _above_others(logits: Float[Tensor, "n head k"]) -> Float[Tensor, "n head"]:
     """Over how many of the other logits the first one is, from -1 for none to 1 for all."""
     return (logits[..., :1] - logits[..., 1:]).sign().mean(-1)
+
+
+def _beside_most(sizes: Float[Tensor, "layer head"]) -> Float[Tensor, "layer head"]:
+    """What each head writes beside the one of its layer that writes most."""
+    return sizes / sizes.amax(-1, keepdim=True).clamp_min(1e-30)
+
+
+@torch.no_grad()
+def _sizes(wiring: Wiring, layer: int, whole: Float[Tensor, "n head d_head"]) -> Float[Tensor, "n head"]:
+    """How much heads write."""
+    return torch.cat([outputs(wiring, layer, some, some).norm(dim=-1) for some in whole.split(_WRITTEN_AT_ONCE)])
 
 
 def _uneven(pattern: Float[Tensor, "*batch pos pos"]) -> Float[Tensor, "*batch pos pos"]:
@@ -268,6 +285,7 @@ def prompt_scores(
                     _add_heads(heads, wiring, layers.index(layer), layer, found, some, slopes)
             _add_mlps(recall, mlps, at_once, found, some, rows[here], direct)
     found_heads = {name: heads.mean(name) for name in measured}
+    found_heads["prompt_written"] = _beside_most(found_heads["prompt_written"])
     found_heads["answer_certainty"] = heads.certainty("answer_effect")
     return found_heads, {"recall": recall.mean("recall"), "recall_certainty": recall.certainty("recall")}
 
@@ -293,6 +311,7 @@ def _add_heads(
     pattern, values, whole = (found[Site(name, layer)] for name in ("pattern", "v", "z"))
     ends = pattern[:, :, -1].float()
     means.add("prompt_first_token", place, torch.minimum(pattern[:, :, 1:, 0].float().mean(-1), ends[..., 0]))
+    means.add("prompt_written", place, _sizes(wiring, layer, whole[:, -1]))
     marked: dict[str, list[tuple[int, ...]]] = {
         "answer": [prompt.answer_places for prompt in prompts],
         "subject": [() if prompt.subject is None or not prompt.targets else (prompt.subject,) for prompt in prompts],

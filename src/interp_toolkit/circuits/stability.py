@@ -57,8 +57,8 @@ class Stability:
         low, high = (float(self.jaccard.quantile(q)) for q in (0.05, 0.95))
         core = int(self.core().sum())
         return (
-            f"Circuits of {self.edges:,} edges from {self.prompts} prompts drawn again, {len(self.to_circuit)} times: two "
-            f"share {self.mean:.1%} of their edges (Jaccard; 90% of pairs from {low:.1%} to {high:.1%}; chance "
+            f"Circuits of {self.edges:,} edges from {self.prompts} prompts drawn again, {len(self.to_circuit)} times: "
+            f"two share {self.mean:.1%} of their edges (Jaccard; 90% of pairs from {low:.1%} to {high:.1%}; chance "
             f"{self.chance:.1%}). {core:,} edges are in at least 90% of them."
         )
 
@@ -102,7 +102,7 @@ def stability(
     """
     graph = scores.graph
     n = edges_of_size(graph, size)
-    if scores.prompts is None or len(scores.prompts) < 2 or draws < 2:  # noqa: PLR2004
+    if scores.prompts is None or len(scores.prompts) < 2 or draws < 2:
         kept = "none" if scores.prompts is None else len(scores.prompts)
         raise CircuitError(
             f"stability needs the scores of two prompts or more and two draws, but scores of {kept} were kept and "
@@ -225,7 +225,9 @@ def rank_quality(
     keys, labels = ranked(graph, scores.values, by).cpu()[graph.valid].double(), mask[graph.valid]
     positives, n = int(labels.sum()), len(labels)
     if not 0 < positives < n:
-        raise CircuitError(f"{positives:,} of {n:,} edges are true: a ranking can only be judged if some are, and some not")
+        raise CircuitError(
+            f"{positives:,} of {n:,} edges are true: a ranking can only be judged if some are, and some not"
+        )
     values, place = torch.unique(keys, return_inverse=True)
     true = torch.bincount(place, weights=labels.double(), minlength=len(values))
     false = torch.bincount(place, minlength=len(values)) - true

@@ -245,7 +245,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 def _columns(
     name: str, used: Float[Tensor, "batch pos index width"], calls: Sequence[_Call], layer: int, family: str
-) -> tuple[str, Int[Tensor, "index columns"], bool]:
+) -> tuple[str, Int[Tensor, "group own"], bool]:
     """Which module makes queries, keys or values, which columns are whose, and whether a norm mixes them."""
     number = used.shape[2]
     generator = torch.Generator().manual_seed(layer)
@@ -270,7 +270,7 @@ def _columns(
     )
 
 
-def _own_columns(size: Float[Tensor, "index columns"], width: int) -> tuple[Int[Tensor, "group columns"], bool] | None:
+def _own_columns(size: Float[Tensor, "index columns"], width: int) -> tuple[Int[Tensor, "group own"], bool] | None:
     """The columns of each head or group, and whether others matter to it too, through a norm over all of them.
 
     Heads whose keys were repeated before attention share their columns, and become one group. None if columns are not
