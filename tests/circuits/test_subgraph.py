@@ -78,6 +78,10 @@ def test_all_edges_are_the_clean_run_and_none_the_ablated_one(family: str) -> No
 @pytest.mark.parametrize("kind", ["zero", "mean", "positional"])
 def test_other_ablations_are_the_plain_ones(family: str, kind: Any) -> None:
     model = model_of(family)
+    if family == "gemma2" and kind != "zero":
+        with pytest.raises(CircuitError, match="a norm behind attention"):
+            runs_of(model, ablation=kind)
+        return
     with all_double():
         runs = runs_of(model, ablation=kind)
         other = ablations(model, family, CORRUPT, kind)
@@ -110,8 +114,12 @@ def test_every_family_runs_circuits_or_says_why_not(family: str) -> None:
     try:
         runs = CircuitRuns(model, pairs, metric_of("logit_diff"))
     except UnavailableSiteError as error:
-        assert family in ("minicpm3", "deepseek_v3"), error  # noqa: PT017 - the reason is what is tested
-        assert "cannot be told apart" in str(error)
+        refused = str(error)
+    else:
+        refused = ""
+    assert bool(refused) == (family in ("minicpm3", "deepseek_v3")), refused
+    if refused:
+        assert "cannot be told apart" in refused
         return
     valid = runs.graph.valid
     found = runs.measure(torch.stack([valid, torch.zeros_like(valid)]))
@@ -172,8 +180,6 @@ def test_masks_and_ablations_that_do_not_fit_are_refused() -> None:
         runs.measure(torch.ones(1, 2, 3, dtype=torch.bool))
     with pytest.raises(CircuitError, match="an edge that does not exist"):
         runs.measure(torch.ones_like(runs.graph.valid)[None])
-    with pytest.raises(CircuitError, match="ablation is one of"):
-        runs_of(model, ablation="none")
     reference = Reference.gather(model, CORRUPT, sites=["z"], positional=False)
     with pytest.raises(Exception, match="the reference has no"):
         runs_of(model, ablation="mean", reference=reference).measure(some_masks(runs, 1))

@@ -80,6 +80,7 @@ class Ablation:
     kind: AblationKind
     reference: Reference | None = None
 
+    @torch.no_grad()
     def ablated(self, numbers: tuple[int, ...]) -> Ablated:
         """The ablated runs of some pairs of one length."""
         clean = torch.cat([self.pairs.clean[n].ids for n in numbers])
@@ -186,12 +187,17 @@ def ablation_of(stream: Stream, pairs: Pairs, kind: AblationKind, reference: Ref
         reference: for means; over the corrupt prompts if it is not given.
 
     Raises:
-        CircuitError: for an ablation that does not exist.
+        CircuitError: for an ablation that does not exist, and for means in models whose heads write through a norm.
         RunError: for a reference of another model.
     """
     if kind not in get_args(AblationKind):
         raise CircuitError(f"ablation is one of {', '.join(get_args(AblationKind))}, not {kind!r}")
     wiring = stream.wiring
+    if kind in ("mean", "positional") and wiring.layout.attn_norm is not None:
+        raise CircuitError(
+            f"this {wiring.layout.model_type} model has a norm behind attention: the mean of what a head writes is not "
+            "what its mean writes. Use ablation='corrupt' or 'zero'"
+        )
     if reference is not None:
         reference.check(wiring)
     elif kind in ("mean", "positional"):

@@ -188,9 +188,10 @@ def _brought(
 class GatedPass(CircuitPass):
     """A pass of circuits whose edges may be open in part, with gradients with respect to how far.
 
-    What sources write lies in one buffer that grows from layer to layer, and so do the gradients on the way back:
-    nothing is copied for each layer. Autograd sees the buffer only through a token, which every write takes and gives
-    anew and every read takes. So a write's backward is run when those of all reads behind it are done.
+    What sources write lies in one buffer that grows from layer to layer, and so do the slopes on the way back: nothing
+    is copied for each layer. Autograd sees the buffer only through a token. The masks give the first one, every write
+    takes it and gives a new one, every read takes it. So a write's backward is run when those of all reads behind it
+    are done, and that of the masks last.
 
     Args:
         stream: the model as readers and writers.
@@ -208,53 +209,67 @@ class GatedPass(CircuitPass):
         masks: Float[Tensor, "row source dest"],
         prompts: Int[Tensor, " row"],
     ) -> None:
-        super().__init__(stream, ablated, masks, prompts)
-        self.buffer = _Buffer(written=self.written)
-        self.token = self.written.new_zeros((), requires_grad=True)
+        super().__init__(stream, ablated, masks.detach(), prompts)
+        self._buffer = _Buffer(masks=self.masks, written=self.written)
+        self._token = _Opening.apply(masks, self._buffer)
 
     def _sum(self, dests: slice, sources: slice) -> Float[Tensor, "row dest pos d_model"]:
-        found: Tensor = _Reading.apply(self.masks[:, dests, sources], self.token, self.buffer, sources)
+        found: Tensor = _Reading.apply(self._token, self._buffer, dests, sources)
         return found
 
     def _write(self, sources: slice, content: Float[Tensor, "row source pos d_model"]) -> None:
-        self.token = _Writing.apply(content, self.token, self.buffer, sources)
+        self._token = _Writing.apply(content, self._token, self._buffer, sources)
 
 
 @dataclass(kw_only=True, eq=False)
 class _Buffer:
-    """What sources write, and the gradients with respect to it."""
+    """How far edges are open, what sources write, and the slopes at both, which reads add up."""
 
+    masks: Tensor
     written: Tensor
+    mask_slopes: Tensor | None = None
     slopes: Tensor | None = None
 
-    def gathered(self) -> Tensor:
-        """The gradients so far."""
-        if self.slopes is None:
-            self.slopes = torch.zeros_like(self.written)
-        return self.slopes
 
-
-class _Reading(torch.autograd.Function):
-    """in_v = Σ_u M[u, v] W_u: gives dM[u, v] = <W_u, g_v>, and adds M[u, v] g_v to the slope at W_u."""
+class _Opening(torch.autograd.Function):
+    """The masks: their slopes are what all reads have added up."""
 
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, token: Tensor, buffer: _Buffer, sources: slice) -> Tensor:
-        del token
-        ctx.save_for_backward(masks)
-        ctx.buffer, ctx.sources = buffer, sources
-        return _brought(masks, buffer.written[:, sources])
+    def forward(ctx: Any, masks: Tensor, buffer: _Buffer) -> Tensor:
+        ctx.buffer, ctx.dtype = buffer, masks.dtype
+        return masks.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (masks,), slope = ctx.saved_tensors, slopes[0].flatten(2)
-        found = torch.bmm(slope, ctx.buffer.written[:, ctx.sources].flatten(2).transpose(1, 2))
-        gathered = ctx.buffer.gathered()[:, ctx.sources]
-        gathered += torch.bmm(masks.transpose(1, 2), slope).view_as(gathered)
-        return found, slope.new_zeros(()), None, None
+        del slopes
+        found = ctx.buffer.mask_slopes
+        ctx.buffer.slopes = ctx.buffer.mask_slopes = None
+        return None if found is None else found.transpose(1, 2).to(ctx.dtype), None
+
+
+class _Reading(torch.autograd.Function):
+    """in_v = Σ_u M[u, v] W_u: adds <W_u, g_v> to the slope at M[u, v], and Σ_v M[u, v] g_v to that at W_u."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, buffer: _Buffer, dests: slice, sources: slice) -> Tensor:
+        del token
+        ctx.buffer, ctx.dests, ctx.sources = buffer, dests, sources
+        return _brought(buffer.masks[:, dests, sources], buffer.written[:, sources])
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        buffer, dests, sources = ctx.buffer, ctx.dests, ctx.sources
+        if buffer.slopes is None or buffer.mask_slopes is None:
+            buffer.slopes, buffer.mask_slopes = torch.zeros_like(buffer.written), torch.zeros_like(buffer.masks)
+        slope = slopes[0].flatten(2)
+        buffer.mask_slopes[:, dests, sources] += slope @ buffer.written[:, sources].flatten(2).transpose(1, 2)
+        below = buffer.slopes[:, sources].flatten(2)  # a view: positions and features lie side by side
+        below.baddbmm_(buffer.masks[:, dests, sources].transpose(1, 2), slope)
+        return slope.new_zeros(()), None, None, None
 
 
 class _Writing(torch.autograd.Function):
-    """W_u is what source u writes: its slope is what all readings behind it have gathered."""
+    """W_u is what source u writes: its slope is what all reads behind it have added up."""
 
     @staticmethod
     def forward(ctx: Any, content: Tensor, token: Tensor, buffer: _Buffer, sources: slice) -> Tensor:
@@ -264,7 +279,8 @@ class _Writing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.buffer.gathered()[:, ctx.sources].clone(), slopes[0], None, None
+        known = ctx.buffer.slopes
+        return None if known is None else known[:, ctx.sources].clone(), slopes[0], None, None
 
 
 def values_of(

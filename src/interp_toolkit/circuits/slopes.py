@@ -246,6 +246,7 @@ def _keep(where: dict[int, Tensor], layer: int, value: Tensor | None = None) -> 
 # --- edges -----------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def edge_scores(
     stream: Stream,
     points: Sequence[Point],
