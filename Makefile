@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers check clean demo docs format generated help test test-slow torture
+.PHONY: bench bench-circuits bench-peers check clean demo docs format generated help test test-slow torture
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/demo.html
@@ -28,6 +28,9 @@ bench: .venv/dev.stamp ## Measure speed and memory
 	$(BIN)/python benchmarks/readings.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/probes.py
+
+bench-circuits: .venv/dev.stamp ## Measure how good and how fast circuit finding is; CIRCUITS=--help shows the choices
+	$(BIN)/python benchmarks/circuits.py $(CIRCUITS)
 
 torture: .venv/dev.stamp ## Kill, damage and race activation stores, and count what is lost
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(TORTURE)

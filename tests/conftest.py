@@ -9,19 +9,22 @@ import jaxtyping
 import pytest
 import torch
 
-import interp_toolkit
+import lean_checks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Tests run side by side on few cores; more threads than cores would only get in each other's way.
 torch.set_num_threads(1)
+lean_checks.install()
 
 
 @pytest.fixture(scope="session")
 def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The demo model and its tokenizer."""
-    return interp_toolkit.load_model("demo")
+    from interp_toolkit import load_model  # not before the checks are in place
+
+    return load_model("demo")
 
 
 @pytest.fixture

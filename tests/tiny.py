@@ -287,18 +287,18 @@ def tiny_model(
     return model.eval()
 
 
-def model_of(name: str, implementation: str = "sdpa") -> Any:
+def model_of(name: str, implementation: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
     """The tiny model of a family, the same one each time: for tests that leave a model as they found it.
 
     All of them in one process together need its verification only once.
     """
     known = FAMILIES[name].implementations
-    return _model_of(name, implementation if implementation in known else known[0])
+    return _model_of(name, implementation if implementation in known else known[0], dtype)
 
 
 @functools.cache
-def _model_of(name: str, implementation: str) -> Any:
-    return tiny_model(name, attn_implementation=implementation)
+def _model_of(name: str, implementation: str, dtype: torch.dtype) -> Any:
+    return tiny_model(name, attn_implementation=implementation, dtype=dtype)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from interp_toolkit.errors import (
     UnavailableSiteError,
     UnknownSiteError,
 )
-from tiny import padded, tiny_model, tokens
+from tiny import padded, tokens
 
 IDS = tokens(1)[0].tolist()
 LENGTHS = [9, 6, 3]
@@ -71,14 +70,9 @@ EVERY = pytest.mark.parametrize("name", list(PLACES))
 LAZY = ["llama", "gpt2", "gemma2", "bloom", "gpt_oss", "gpt_neo"]
 
 
-@cache
-def model_of(name: str) -> PreTrainedModel:
-    return tiny_model(name)
-
-
-@cache
 def eager_of(name: str) -> PreTrainedModel:
-    return tiny_model(name, attn_implementation="eager")
+    model: PreTrainedModel = model_of(name, "eager")
+    return model
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

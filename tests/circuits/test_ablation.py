@@ -44,9 +44,8 @@ SITES = [["z.1.2"], ["attn_out.0"], ["mlp_out.1"], ["mlp_post.2.17"], ["resid_pr
 pytestmark = pytest.mark.filterwarnings("ignore::interp_toolkit.InterpWarning")
 
 
-@functools.cache
 def wide(name: str) -> Any:
-    return tiny.tiny_model(name, dtype=torch.float64)
+    return tiny.model_of(name, dtype=torch.float64)
 
 
 def logits_of(model: Any, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:

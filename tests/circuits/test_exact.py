@@ -57,7 +57,7 @@ def test_edges_come_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(measured_edges(whole), runs.graph.valid)
     monkeypatch.setattr(exact, "_MASKS", 1)
     monkeypatch.setattr(exact, "_PROMPTS_KEPT", 1)
-    mask = some(runs, 12)
+    mask = some(runs, 6)
     parts = exact_scores(runs, edges=mask, pairs=[0], progress=False)
     torch.testing.assert_close(parts.values[mask], whole.values[mask], atol=1e-6, rtol=0)
     assert parts.prompts is None

@@ -30,7 +30,7 @@ from interp_toolkit.errors import (
     TokenError,
     UnknownSiteError,
 )
-from tiny import VOCAB, tiny_model, tokens
+from tiny import VOCAB, model_of, tokens
 
 CLEAN, CORRUPT = (row.tolist() for row in tokens(2, 7))
 LENGTH, LAYER = 7, 1
@@ -55,11 +55,6 @@ TOKENIZER = words()
 
 def text(ids: Sequence[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
-
-
-@cache
-def model_of(name: str) -> PreTrainedModel:
-    return tiny_model(name)
 
 
 @cache
@@ -255,7 +250,7 @@ def test_resid_mid_is_patched_between_the_sublayers(where: list[int] | None, dir
 def test_patterns_and_scores_are_patched_by_query(
     component: str, head: int | None, where: list[int] | None, direction: str
 ) -> None:
-    model, eager = model_of("llama"), tiny_model("llama", attn_implementation="eager")
+    model, eager = model_of("llama"), model_of("llama", "eager")
     attn = model.model.layers[LAYER].self_attn
     source, base = (CLEAN, CORRUPT) if direction == "denoise" else (CORRUPT, CLEAN)
     with torch.no_grad():

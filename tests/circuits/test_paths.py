@@ -23,7 +23,6 @@ from interp_toolkit.model.shortcuts import NONE
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.trial import shortcuts_of
 from interp_toolkit.model.verify import verified
-from tiny import tiny_model
 
 CLEAN, CORRUPT = [7, 8, 9, 10, 11, 12, 13], [7, 8, 20, 21, 11, 30, 13]
 LENGTH, BEGIN = 7, 2
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(not answered better|does not 
 @functools.cache
 def brute(name: str) -> Brute:
     # Mixtures of experts multiply in groups, which is there for float32 only.
-    return Brute(name, tiny_model(name, dtype=torch.float32 if "moe" in name else torch.float64))
+    return Brute(name, model_of(name, dtype=torch.float32 if "moe" in name else torch.float64))
 
 
 def measured(logits: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ PROMPTS = [[5, 17, 8, 41, 23, 9, 60], [7, 33, 12], [9, 71, 30, 14, 6], [11, 52, 
 LONGEST = 7
 
 
-@functools.cache
 def wide(name: str) -> Any:
-    return tiny.tiny_model(name, dtype=torch.float64)
+    return tiny.model_of(name, dtype=torch.float64)
 
 
 def readings(model: Any, site: str) -> list[Tensor]:

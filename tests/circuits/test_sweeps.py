@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -35,8 +36,8 @@ TARGETS, FOILS = zip(*ANSWERS, strict=True)
 pytestmark = pytest.mark.filterwarnings("ignore::interp_toolkit.InterpWarning")
 
 
-def wide(name: str, implementation: str = "sdpa") -> Any:
-    return tiny.tiny_model(name, attn_implementation=implementation, dtype=torch.float64)
+def wide(name: str) -> Any:
+    return tiny.model_of(name, dtype=torch.float64)
 
 
 def last_logits(model: Any, ids: list[int], edits: list[Edit]) -> Tensor:
@@ -45,11 +46,16 @@ def last_logits(model: Any, ids: list[int], edits: list[Edit]) -> Tensor:
     return logits[0, -1]
 
 
+@functools.cache
+def read_of(model: Any, ids: tuple[int, ...], sites: tuple[Site, ...]) -> Any:
+    return run(model, [list(ids)], read=list(sites))
+
+
 def by_hand(model: Any, cell: tuple[list[Site], list[int]], prompt: int, direction: str) -> float:
     """The logit difference of one cell, by a full pass of its own."""
     sites, where = cell
     source, base = (CLEAN, CORRUPT) if direction == "denoise" else (CORRUPT, CLEAN)
-    read = run(model, [source[prompt]], read=[site.whole for site in sites])
+    read = read_of(model, tuple(source[prompt]), tuple(site.whole for site in sites))
     edits = [Edit.set(site, read[site.whole] if site.index is None else read[site], positions=where) for site in sites]
     logits = last_logits(model, base[prompt], edits)
     return float(logits[TARGETS[prompt]] - logits[FOILS[prompt]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+import tiny
 from interp_toolkit import Edit, Span, run
 from interp_toolkit.circuits import Effects
 from interp_toolkit.circuits.tracing import ROWS, causal_trace, prepare_trace
@@ -31,7 +31,7 @@ from interp_toolkit.errors import (
     SiteError,
     TokenError,
 )
-from tiny import VOCAB, tiny_model, tokens
+from tiny import VOCAB, tokens
 
 IDS, OTHER = (row.tolist() for row in tokens(2, 7))
 LENGTH, SUBJECT = 7, [2, 3]
@@ -56,9 +56,9 @@ def text(ids: Sequence[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-@functools.cache
 def model_of(name: str) -> PreTrainedModel:
-    return tiny_model(name, dtype=torch.float64)
+    model: PreTrainedModel = tiny.model_of(name, dtype=torch.float64)
+    return model
 
 
 def trace(prompts: Any = IDS, subject: Any = SUBJECT, name: str = "llama", **how: Any) -> Effects:
@@ -264,7 +264,7 @@ def test_windows_are_cut_off_at_the_first_and_last_layers() -> None:
 
 
 def test_layers_without_the_component_have_no_value() -> None:
-    mixture = tiny_model("qwen3_moe")  # experts have neurons of their own
+    mixture = tiny.model_of("qwen3_moe")  # experts have neurons of their own
     found = causal_trace(mixture, IDS, SUBJECT, component="neuron", samples=1)
     assert found.values[0, [0, 2]].isnan().all()
     assert found.values[0, 1].isfinite().all()
@@ -289,9 +289,9 @@ def test_the_seed_alone_decides_the_noise() -> None:
 
 def test_the_noise_is_the_same_in_other_precisions() -> None:
     double = trace()
-    single = causal_trace(tiny_model("llama"), IDS, SUBJECT, samples=SAMPLES, seed=SEED)
+    single = causal_trace(tiny.model_of("llama"), IDS, SUBJECT, samples=SAMPLES, seed=SEED)
     assert torch.allclose(single.values.double(), double.values, rtol=0, atol=1e-5)
-    half = causal_trace(tiny_model("llama", dtype=torch.bfloat16), IDS, SUBJECT, samples=SAMPLES, seed=SEED)
+    half = causal_trace(tiny.model_of("llama", dtype=torch.bfloat16), IDS, SUBJECT, samples=SAMPLES, seed=SEED)
     assert torch.allclose(half.values.double(), double.values, rtol=0, atol=2e-2)
 
 

@@ -410,8 +410,7 @@ class _Walk:
         values = self.resumed.means(masks, layers)
         self.measured += len(masks)
         for step in steps:
-            stays, right = self._decide(step, values)
-            if not right:
+            if not self._decide(step, values):
                 break
         self._guess.adapt()
 
@@ -437,8 +436,8 @@ class _Walk:
         nodes = self.graph.sources_of_dest(dest)
         return not nodes or bool(mask[list(nodes)].any())
 
-    def _decide(self, step: _Step, values: Sequence[float]) -> tuple[bool, bool]:
-        """Keep an edge or drop it; whether it stays, and whether that was guessed."""
+    def _decide(self, step: _Step, values: Sequence[float]) -> bool:
+        """Keep an edge or drop it; whether that was guessed."""
         after = self.value if step.row is None else values[step.row]
         effect = (self.value - after) * self._sign
         size = effect if self.harmful == "drop" else abs(effect)
@@ -451,7 +450,7 @@ class _Walk:
             self.value = after
         if step.row is not None:
             self._guess.learn(step.edge, stays, stays == step.stays)
-        return stays, stays == step.stays
+        return stays == step.stays
 
 
 def _backwards(mask: Bool[Tensor, "source dest"]) -> Iterator[tuple[int, int]]:

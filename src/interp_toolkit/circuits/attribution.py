@@ -1,16 +1,18 @@
 """Attribution: the score of every edge of a model from a few forward and backward passes.
 
 Every score is what an edge carries (what its source writes in the clean run beside the ablated one) times the slope of
-the metric at its end. Methods differ in where the slope is taken:
+the metric at its end. Methods differ in where the slope is taken, and so in passes (F forward, B backward, m steps, L
+layers; two F are for the two runs):
 
-| method | slope | passes |
-|---|---|---|
-| `eap` | at the clean run (Syed et al. 2023, "Attribution patching outperforms automated circuit discovery") | 2F + B |
-| `clean-corrupt` | mean of the clean and the ablated run's (Hanna et al. 2024) | 2F + 2(F + B) |
-| `eap-ig` | mean along the line from the ablated to the clean embedding (Hanna et al. 2024, "Have faith in faithfulness", EAP-IG inputs), at Gauss-Legendre nodes | 2F + m(F + B) |
-| `eap-ig-activations` | for each sublayer the mean along the line between what it writes in the two runs | 2F + m(2L + 1)(F + B) / 2 |
-| `conductance` | at steps along the embedding line, times what the source writes more from step to step (Dhamdhere et al. 2019) | 2F + (m + 1)(F + B) |
-| `relp` | at the clean run, with rules of relevance propagation in place of the gradient (Jafari et al. 2025) | 2F + B |
+- `eap`, 2F + B: at the clean run (Syed et al. 2023, "Attribution patching outperforms automated circuit discovery").
+- `clean-corrupt`, 2F + 2(F + B): the mean of the clean and the ablated run's (Hanna et al. 2024).
+- `eap-ig`, 2F + m(F + B): the mean along the line from the ablated to the clean embedding, at Gauss-Legendre nodes
+  (Hanna et al. 2024, "Have faith in faithfulness", EAP-IG inputs).
+- `eap-ig-activations`, 2F + m(2L + 1)(F + B) / 2: for each sublayer the mean along the line between what it writes in
+  the two runs.
+- `conductance`, 2F + (m + 1)(F + B): at steps along the embedding line, times what the source writes more from step to
+  step (Dhamdhere et al. 2019).
+- `relp`, 2F + B: at the clean run, with rules of relevance propagation in place of the gradient (Jafari et al. 2025).
 
 The sign is that of everything here: a positive score helps the clean answer. Along every cut of the graph, scores by
 `conductance` sum to the metric's clean − ablated; those by `eap-ig` do so for the edges out of `embed`.
@@ -18,21 +20,20 @@ The sign is that of everything here: a positive score helps the clean answer. Al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp_toolkit.circuits.ablated import Ablated, AblationKind
 from interp_toolkit.circuits.dataset import Answers, prepare_pairs
+from interp_toolkit.circuits.judging import digests_of
 from interp_toolkit.circuits.metrics import MetricLike, metric_of
 from interp_toolkit.circuits.reference import Reference
 from interp_toolkit.circuits.scores import EdgeScores
-from interp_toolkit.circuits.slopes import GradientRun, Point, Source, edge_scores
+from interp_toolkit.circuits.slopes import GradientRun, Point, Source, edge_scores, quadrature
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError
 from interp_toolkit.model.layout import Layout
@@ -72,7 +73,7 @@ def attribute_edges(
         corrupt_inputs: matched prompts that do not, each with as many tokens as its clean one.
         answers: what a metric compares: a list of (target, foil), one tuple for all, or None for metrics of whole runs.
         metric: a name, a `Metric`, or a function of logits; it needs a gradient.
-        method: one of the table above.
+        method: one of the list above.
         steps: points along the line, for methods that have one.
         ablation: what stands for an edge that is left out.
         reference: for means.
@@ -165,7 +166,11 @@ def attribute(
 
 
 def _notes(runs: CircuitRuns, numbers: Sequence[int], method: str, steps: int) -> dict[str, Any]:
-    notes: dict[str, Any] = {"prompts": len(numbers), "ablation": runs.ablation.kind}
+    notes: dict[str, Any] = {
+        "prompts": len(numbers),
+        "prompt_digests": digests_of(runs.pairs, numbers),
+        "ablation": runs.ablation.kind,
+    }
     if method in ("eap-ig", "eap-ig-activations", "conductance"):
         notes["steps"] = steps
     if runs.stream.frozen:
@@ -194,15 +199,9 @@ def _scores(
         points = [gradient.at(here, weight=0.5), gradient.at(there, weight=0.5)]
         clean = points[0]
     else:
-        points = [gradient.at(torch.lerp(there, here, share), weight=weight) for share, weight in _nodes(steps)]
+        points = [gradient.at(torch.lerp(there, here, share), weight=weight) for share, weight in quadrature(steps)]
         clean = gradient.clean_run()
     return edge_scores(runs.stream, points, difference(ablated, clean), rules=rules, by_position=by_position)
-
-
-def _nodes(steps: int) -> list[tuple[float, float]]:
-    """Nodes and weights of Gauss-Legendre quadrature on the line from 0 to 1."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(nodes, weights, strict=True)]
 
 
 def difference(ablated: Ablated, clean: Point) -> Source:
@@ -256,7 +255,7 @@ def _along_activations(
     total: Tensor | None = None
     for source, begin, set_to in _sublayers(runs, ablated, clean, whole):
         points = []
-        for share, weight in _nodes(steps):
+        for share, weight in quadrature(steps):
             values = {key: torch.lerp(there, here, share) for key, (there, here) in set_to.items()}
             embed = ablated.clean_embed if set_to else ablated.clean_embed - ablated.embed * (1 - share)
             enter = (begin, clean.before[begin]) if begin else None
@@ -278,18 +277,4 @@ def _sublayers(
         yield Source(embed=None, z={}, mlp={layer: whole.mlp[layer]}), layer, {("mlp_out", layer): ends}
 
 
-def explained(scores: EdgeScores, runs: CircuitRuns) -> float:
-    """The sum of the scores out of `embed`, as a share of the metric's clean − ablated: 1 for `eap-ig` with many steps."""
-    gap = float((runs.clean - runs.corrupt).mean()) * runs.sign
-    return float(scores.values[0].sum()) / gap if gap else math.nan
-
-
-__all__ = [
-    "ATTRIBUTIONS",
-    "AttributionMethod",
-    "attribute",
-    "attribute_edges",
-    "check_method",
-    "difference",
-    "explained",
-]
+__all__ = ["ATTRIBUTIONS", "AttributionMethod", "attribute", "attribute_edges", "check_method", "difference"]

@@ -182,7 +182,8 @@ class CircuitPass:
 def _brought(
     masks: Float[Tensor, "row dest source"], written: Float[Tensor, "row source pos d_model"]
 ) -> Float[Tensor, "row dest pos d_model"]:
-    return torch.bmm(masks, written.flatten(2)).unflatten(2, written.shape[2:])
+    found: Tensor = torch.bmm(masks, written.flatten(2)).unflatten(2, written.shape[2:])
+    return found
 
 
 class GatedPass(CircuitPass):
@@ -211,14 +212,14 @@ class GatedPass(CircuitPass):
     ) -> None:
         super().__init__(stream, ablated, masks.detach(), prompts)
         self._buffer = _Buffer(masks=self.masks, written=self.written)
-        self._token = _Opening.apply(masks, self._buffer)
+        self._token: Tensor = _Opening.apply(masks, self._buffer)  # type: ignore[no-untyped-call]
 
     def _sum(self, dests: slice, sources: slice) -> Float[Tensor, "row dest pos d_model"]:
-        found: Tensor = _Reading.apply(self._token, self._buffer, dests, sources)
+        found: Tensor = _Reading.apply(self._token, self._buffer, dests, sources)  # type: ignore[no-untyped-call]
         return found
 
     def _write(self, sources: slice, content: Float[Tensor, "row source pos d_model"]) -> None:
-        self._token = _Writing.apply(content, self._token, self._buffer, sources)
+        self._token = _Writing.apply(content, self._token, self._buffer, sources)  # type: ignore[no-untyped-call]
 
 
 @dataclass(kw_only=True, eq=False)

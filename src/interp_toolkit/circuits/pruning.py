@@ -5,8 +5,8 @@ parameter is learned (hard-concrete gates: Louizos et al. 2018, "Learning Sparse
 Regularization"). The loss is how far the run with these gates is from the full model; a Lagrangian term moves the
 expected number of open edges to the wanted one (Bhaskar et al. 2024, "Finding Transformer Circuits With Edge Pruning").
 
-Unlike there the gates do not begin alike: those of edges that attribution ranks high begin open, those around the wanted
-size undecided, and edges far behind it have no gate and stay ablated. So some hundred steps are enough in place of
+Unlike there the gates do not begin alike: those of edges that attribution ranks high begin open, those around the
+wanted size undecided, and edges far behind it have no gate and stay ablated. So a hundred steps do instead of
 thousands.
 """
 
@@ -227,8 +227,7 @@ class _Learner:
     def _candidates(self, scores: EdgeScores) -> Bool[Tensor, "source dest"]:
         number = min(self.graph.num_edges, math.ceil(self.edges * self.settings.candidates))
         scored = (scores.values != 0).cpu() & self.graph.valid
-        found = top_edges(self.graph, scores.values.cpu(), number) & scored
-        return found
+        return top_edges(self.graph, scores.values.cpu(), number) & scored
 
     def _begin(self, scores: EdgeScores) -> Float[Tensor, " gate"]:
         """Log α from ranks: 0 at the wanted size, one more for every e-th part of it, one less for every e-fold."""

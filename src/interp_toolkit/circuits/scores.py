@@ -137,6 +137,7 @@ class EdgeScores:
             scores=self.values,
             method=self.method,
             metric=self.metric,
+            ablation=str(self.notes.get("ablation", "")),
             notes=self.notes | ({"selection": words} if words else {}) | {"chosen": chosen, "kept": left},
             provenance=self.provenance,
         )

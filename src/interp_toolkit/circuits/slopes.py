@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -154,16 +155,21 @@ class GradientRun:
             found.append(metric.measure(part, question)[0])
         return torch.stack(found) * (1.0 if metric.larger_is_cleaner else -1.0)
 
-    def _backward(self, values: Tensor) -> None:
+    def _gradients(self, values: Tensor, where: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The slopes of the metric at some tensors of its graph, each pair's own."""
         if not values.requires_grad:
             raise MetricError(
                 f"{self.runs.metric.name} has no gradient: use a metric such as 'logit_diff', or method='exact'"
             )
+        found: Sequence[Tensor | None] = torch.autograd.grad(values.sum(), where, allow_unused=True)
+        return found
+
+    def _backward(self, values: Tensor) -> None:
         keys = list(self._graph)
-        slopes = torch.autograd.grad(values.sum(), [self._graph[key] for key in keys], allow_unused=True)
+        slopes = self._gradients(values, [self._graph[key] for key in keys])
         for key, found in zip(keys, slopes, strict=True):
             kind, layer, path = key
-            slope = torch.zeros_like(self._graph[key]) if found is None else found
+            slope: Tensor = torch.zeros_like(self._graph[key]) if found is None else found
             if kind == "projection":
                 self.point.projections.setdefault(layer, {})[path] = slope
             elif kind == "mlp":
@@ -241,6 +247,17 @@ def _keep(where: dict[int, Tensor], layer: int, value: Tensor | None = None) -> 
         return new
 
     return see
+
+
+def quadrature(steps: int) -> list[tuple[float, float]]:
+    """Nodes and weights of Gauss-Legendre quadrature on the line from 0 to 1.
+
+    Example:
+        >>> [(round(share, 3), round(weight, 3)) for share, weight in quadrature(2)]
+        [(0.211, 0.5), (0.789, 0.5)]
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return [(float(x + 1) / 2, float(w) / 2) for x, w in zip(nodes, weights, strict=True)]
 
 
 # --- edges -----------------------------------------------------------------------------------------------------
@@ -359,4 +376,4 @@ def _mlp_slope(
     return through_norm(stream.mlp_norm(layer), point.middle[layer][rows, columns], slope[None], rules)
 
 
-__all__ = ["GradientRun", "Point", "Source", "edge_scores"]
+__all__ = ["GradientRun", "Point", "Source", "edge_scores", "quadrature"]

@@ -127,7 +127,7 @@ class Stream:
         difference = (z.to(self.dtype) - ablated.to(self.dtype)).to(self._own)
         rows, length, heads, _ = z.shape
         flat = difference.permute(2, 0, 1, 3).reshape(heads, rows * length, -1)
-        written = torch.bmm(flat, self._writer(layer)).to(self.dtype).unflatten(1, (rows, length))
+        written: Tensor = torch.bmm(flat, self._writer(layer)).to(self.dtype).unflatten(1, (rows, length))
         return written.transpose(0, 1) if layout.multiplier == 1.0 else written.transpose(0, 1) * layout.multiplier
 
     @property
@@ -138,7 +138,8 @@ class Stream:
         projection = self.wiring.at(layer, self.wiring.layout.projection)
         weight = weight_by_head(projection, self.graph.num_heads)
         if weight is not None:
-            return weight.detach()
+            cut: Tensor = weight.detach()
+            return cut
         if layer not in self._writers:
             width = self.wiring.shapes["z"][2] * self.wiring.shapes["z"][3]
             matrix, _ = linear_map(projection, width, next(self.wiring.base.parameters()))
@@ -162,8 +163,10 @@ def _rows(matrix: Float[Tensor, "out d_model"], columns: Tensor) -> Float[Tensor
     """Rows of a matrix by head: without a copy where they lie side by side."""
     first, total = int(columns[0, 0]), columns.numel()
     if bool((columns.flatten() == torch.arange(first, first + total)).all()):
-        return matrix[first : first + total].unflatten(0, columns.shape)
-    return matrix[columns.flatten().to(matrix.device)].unflatten(0, columns.shape)
+        side_by_side: Tensor = matrix[first : first + total].unflatten(0, columns.shape)
+        return side_by_side
+    picked: Tensor = matrix[columns.flatten().to(matrix.device)].unflatten(0, columns.shape)
+    return picked
 
 
 def apply_norm(norm: nn.Module | None, x: Float[Tensor, "*axes d_model"], dtype: torch.dtype) -> Tensor:

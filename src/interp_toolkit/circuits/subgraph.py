@@ -1,8 +1,8 @@
 """Exact runs of circuits: every head's queries, keys and values, and every MLP, read just the edges of a circuit.
 
-A circuit run feeds each destination the residual stream of the ablated run plus, for every edge of the circuit, what its
-source writes in this run beside the ablated one. Heads, MLPs and norms are the model's own. With all edges it is the
-clean run, with none the ablated one. Many circuits and prompts share a pass as rows of its batch.
+A circuit run feeds each destination the residual stream of the ablated run plus, for every edge of the circuit, what
+its source writes in this run beside the ablated one. Heads, MLPs and norms are the model's own. With all edges it is
+the clean run, with none the ablated one. Many circuits and prompts share a pass as rows of its batch.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class CircuitRuns:
         wanted = (self.graph.num_sources, self.graph.num_dests)
         if masks.dtype != torch.bool or tuple(masks.shape[1:]) != wanted:
             raise CircuitError(
-                f"circuits of this model are booleans of shape (circuits, {wanted[0]}, {wanted[1]}), one for each source "
-                f"and destination, but these are {masks.dtype} of shape {tuple(masks.shape)}"
+                f"circuits of this model are booleans of shape (circuits, {wanted[0]}, {wanted[1]}), one for each "
+                f"source and destination, but these are {masks.dtype} of shape {tuple(masks.shape)}"
             )
         if bool((masks & ~self.graph.valid).any()):
             raise CircuitError("a circuit has an edge that does not exist: a source does not lie in front of it")
@@ -243,12 +243,12 @@ class CircuitRuns:
         tokens = max(1, min(most, self._allowed() // 4 // each))
         found = []
         for group in self._groups(numbers):
-            length = self.pairs.lengths[group[0]] - self._parting(group[0])
+            length = self.pairs.lengths[group[0]] - self.parting(group[0])
             together = max(1, tokens // length)
             found += [group[n : n + together] for n in range(0, len(group), together)]
         return found
 
-    def _parting(self, number: int) -> int:
+    def parting(self, number: int) -> int:
         """The first position at which runs of a pair can differ."""
         if self.ablation.kind != "corrupt":
             return 0
@@ -259,7 +259,7 @@ class CircuitRuns:
         """Pairs of one length whose prompts part at the same position, as many as memory allows to keep."""
         alike: dict[tuple[int, int], list[int]] = {}
         for number in numbers:
-            alike.setdefault((self.pairs.lengths[number], self._parting(number)), []).append(number)
+            alike.setdefault((self.pairs.lengths[number], self.parting(number)), []).append(number)
         found = []
         for (length, _), same in alike.items():
             each = 7 * self.graph.num_layers * length * self.wiring.layout.d_model * 4

@@ -121,7 +121,7 @@ class _Watch:
     def _seen(self, layer: int, path: str) -> StandIn:
         def stand_in(x: Tensor, inner: object) -> Tensor:
             gave: Tensor = inner(x)  # type: ignore[operator]
-            if isinstance(gave, Tensor) and gave.is_floating_point():
+            if gave.is_floating_point():
                 self.calls[layer].append(_Call(path=path, given=x.detach(), gave=gave))
             return gave
 
@@ -143,7 +143,7 @@ def _behind(wiring: Wiring) -> tuple[str, ...]:
 def _watched(block: nn.Module, wiring: Wiring) -> list[str]:
     """Norms of the block, and what could project inside attention; adapters are seen as a whole."""
     layout = wiring.layout
-    found = []
+    found: list[str] = []
     for path, module in block.named_modules():
         inside = path.startswith(layout.attention + ".")
         if not path or path == layout.projection or path.startswith(layout.projection + "."):
@@ -217,8 +217,8 @@ def _entrance(wiring: Wiring, layer: int, calls: Sequence[_Call], at: dict[str, 
         known = sum(x.numel() for x in columns[call.path].values())
         if columns[call.path] and known != call.gave.shape[-1]:
             raise UnavailableSiteError(
-                f"in block {layer} of this {layout.model_type} model {call.path} makes {call.gave.shape[-1]} columns, but "
-                f"only {known} of them are queries, keys or values: what the others do is not known"
+                f"in block {layer} of this {layout.model_type} model {call.path} makes {call.gave.shape[-1]} columns, "
+                f"but only {known} of them are queries, keys or values: what the others do is not known"
             )
     return Entrance(
         norm=norm,
@@ -253,9 +253,11 @@ def _columns(
     sizes: dict[str, list[Tensor]] = {c.path: [] for c in calls}
     for index in range(number):
         loss = (used[:, :, index].float() * weights[:, :, index].float()).sum()
-        slopes = torch.autograd.grad(loss, [c.gave for c in calls], retain_graph=True, allow_unused=True)
+        slopes: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, [c.gave for c in calls], retain_graph=True, allow_unused=True
+        )
         for call, slope in zip(calls, slopes, strict=True):
-            flat = call.gave.new_zeros(call.gave.shape) if slope is None else slope
+            flat: Tensor = torch.zeros_like(call.gave) if slope is None else slope
             sizes[call.path].append(flat.float().abs().flatten(0, -2).sum(0))
     made = {path: torch.stack(rows) for path, rows in sizes.items() if any(bool(row.any()) for row in rows)}
     if len(made) == 1:

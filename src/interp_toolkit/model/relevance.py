@@ -1,8 +1,8 @@
 """Rules in place of the gradient, as layer-wise relevance propagation has them.
 
 A gradient is local: it says what an infinitesimal change does. Relevance propagation replaces it, in a few nonlinear
-steps, by what the step does to all of its input (Bach et al. 2015; for transformers Achtibat et al. 2024, "AttnLRP"; for
-circuits Jafari et al. 2025, "RelP"):
+steps, by what the step does to all of its input (Bach et al. 2015; for transformers Achtibat et al. 2024, "AttnLRP";
+for circuits Jafari et al. 2025, "RelP"):
 
 - a norm's scale is a constant (LN rule);
 - a nonlinearity is the number by which it multiplied its input (identity rule);
