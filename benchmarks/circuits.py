@@ -1,8 +1,9 @@
 """How good and how fast circuit finding is on the demo model: prints its figures, judges nothing.
 
-Quality, for six tasks: CMD and CPR of circuits found on training prompts and judged on test prompts that the model does
-right; beside the reference algorithm of EAP-IG (five steps k/5 along the line) on the same prompts; how well scores agree
-with exact ones on a random sample of edges. Speed: attribution against forward and backward passes, and exact runs.
+Quality, for six tasks: CMD and CPR of circuits found on training prompts and judged on test prompts that the model
+does right; beside the reference algorithm of EAP-IG (five steps k/5 along the line) on the same prompts; how well
+scores agree with exact ones on a random sample of edges. Speed: attribution against forward and backward passes, and
+exact runs.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def quality(
             scores = reference(here) if method == "reference" else attribute(here, method)
             took = time.perf_counter() - began
             judged = curve(there, scores, random=0)
-            shares = [float(x) for x in judged.faithfulness("absolute").mean]
+            shares = [float(x) for x in judged.faithfulness("absolute")]
             found[method].append((float(judged.cmd), float(judged.cpr)))
             print(
                 f"  {method:18} CMD {judged.cmd}  CPR {judged.cpr}  f {' '.join(f'{x:.2f}' for x in shares)}  "
@@ -127,8 +128,8 @@ def agreement(model: torch.nn.Module, tokenizer: object, sample: int) -> None:
 def speed(model: torch.nn.Module, tokenizer: object) -> None:
     """Seconds a prompt of attribution and of exact runs, beside plain passes."""
     print(f"\nSpeed, {torch.get_num_threads()} threads")
-    pool = [(label, tasks.ioi(tokenizer, n=48, corruption=label)) for label in ("swap", "random")]  # type: ignore[arg-type]
-    for label, task in pool:
+    for label in ("swap", "random"):
+        task = tasks.ioi(tokenizer, n=48, corruption=label)  # type: ignore[arg-type]
         runs = runs_of(model, tokenizer, task)
         attribute(runs, "eap", pairs=range(8))
         length = sum(runs.pairs.lengths) / len(runs.pairs)
@@ -142,9 +143,8 @@ def speed(model: torch.nn.Module, tokenizer: object) -> None:
             attribute(runs, method)
             took = (time.perf_counter() - began) / len(runs.pairs)
             slopes = 5 if method == "eap-ig" else 1
-            print(
-                f"  {method}: {took:.3f} s a prompt, {took / floor:.2f} of {'2F + 5(F + B)' if method == 'eap-ig' else '2F + (F + B)'}"
-            )
+            ratio = took / (2 * plain + slopes * both)
+            print(f"  {method}: {took:.3f} s a prompt, {ratio:.2f} of 2F + {slopes}(F + B)")
         for share in (0.005, 0.05, 1.0):
             masks = [
                 connected(runs.graph, random_edges(runs.graph, int(share * runs.graph.num_edges), seed=n))

@@ -20,7 +20,16 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/guide.md", "docs/tasks.md", "docs/store.md", "docs/probes.md"]
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/guide.md",
+        "docs/tasks.md",
+        "docs/store.md",
+        "docs/circuits.md",
+        "docs/probes.md",
+    ],
 )
 def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,7 +127,7 @@ def test_the_commands_shown_are_commands() -> None:
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 13
+    assert len(shown) == 14
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

@@ -28,7 +28,7 @@ from interp_toolkit.errors import (
     UnavailableSiteError,
     UnknownSiteError,
 )
-from tiny import padded, tokens
+from tiny import model_of, padded, tokens
 
 IDS = tokens(1)[0].tolist()
 LENGTHS = [9, 6, 3]
