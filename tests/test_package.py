@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -45,6 +46,7 @@ LAYERS = [
 HEAVY = {"matplotlib", "pandas", "sklearn", "plotly", "IPython"}
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -112,6 +114,7 @@ def test_everything_public_has_a_docstring() -> None:
 
 # --- what importing costs -----------------------------------------------------------------------------------------
 
+QUICK = 0.15  # seconds
 MEASURE = """
 import json, sys, time
 import torch, transformers
@@ -131,13 +134,16 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def measured() -> list[tuple[float, list[str]]]:
-    """What five fresh interpreters spend on the import alone, and what they have loaded then."""
-    return [tuple(json.loads(fresh(MEASURE).stdout)) for _ in range(5)]
+    """What up to five fresh interpreters spend on the import alone, until one is quick; what they have loaded then."""
+    found: list[tuple[float, list[str]]] = []
+    while len(found) < 5 and not any(spent <= QUICK for spent, _ in found):
+        found.append(tuple(json.loads(fresh(MEASURE).stdout)))
+    return found
 
 
 def test_importing_costs_little_beyond_torch_and_transformers(measured: list[tuple[float, list[str]]]) -> None:
     # The fastest of five, and no time that this process did not run: other work on the machine only ever adds.
-    assert min(spent for spent, _ in measured) <= 0.15
+    assert min(spent for spent, _ in measured) <= QUICK
 
 
 def test_what_is_imported_when_it_is_used_is_what_type_checkers_see() -> None:
@@ -161,7 +167,7 @@ def test_importing_loads_nothing_heavy(measured: list[tuple[float, list[str]]]) 
     assert not loaded & HEAVY
 
 
-def test_importing_has_no_side_effects() -> None:
+def test_all_entrances_have_no_side_effects_and_load_nothing_heavy() -> None:
     done = fresh(
         "import torch, transformers, warnings, os\n"
         "state = lambda: (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(),"
@@ -169,19 +175,14 @@ def test_importing_has_no_side_effects() -> None:
         "before = state()\n"
         "import interp_toolkit, interp_toolkit.cli, interp_toolkit.showcase, interp_toolkit.visualization\n"
         "assert state() == before\n"
+        "import sys\n"
+        "print('modules:', *{m.split('.')[0] for m in sys.modules})"
     )
-    assert done.stdout == ""
     assert done.stderr == ""
-
-
-def test_other_entrances_load_nothing_heavy_either() -> None:
-    done = fresh(
-        "import sys, interp_toolkit.cli, interp_toolkit.showcase, interp_toolkit.visualization\n"
-        "print(*{m.split('.')[0] for m in sys.modules})"
-    )
-    loaded = set(done.stdout.split())
+    first, *loaded = done.stdout.split()
+    assert first == "modules:"  # importing prints nothing
     assert "interp_toolkit" in loaded
-    assert not loaded & HEAVY
+    assert not set(loaded) & HEAVY
 
 
 # --- who imports whom ---------------------------------------------------------------------------------------------

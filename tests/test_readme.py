@@ -31,6 +31,7 @@ def blocks(page: str, language: str) -> list[str]:
         "docs/probes.md",
     ],
 )
+@pytest.mark.usefixtures("one_demo")
 def test_the_python_code_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -50,6 +51,7 @@ def test_the_numbers_promised_beside_the_code_hold(demo: tuple) -> None:
     assert activations.attention_pattern(layer=6, head=3).shape == (5, 5)
 
 
+@pytest.mark.usefixtures("one_demo")
 def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = "docs/eiffel.md"
@@ -81,6 +83,7 @@ def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: p
     assert [100 * float(mlp[layer, 2]) for layer in (0, 4, 1, 6)] == pytest.approx([66, 37, 33, 26], abs=1.1)
 
 
+@pytest.mark.usefixtures("one_demo")
 def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = "docs/truth.md"

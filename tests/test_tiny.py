@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny import FAMILIES, IDS, VOCAB, WINDOW, padded, tiny_model, tokens
+from tiny import FAMILIES, IDS, VOCAB, WINDOW, model_of, padded, tiny_model, tokens
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 
@@ -31,9 +31,8 @@ WINDOWED = {
 WITHOUT_EFFECT = {"opt": "k_proj.bias"}
 
 
-@cache
 def eager(name: str) -> torch.nn.Module:
-    return tiny_model(name, attn_implementation="eager")
+    return model_of(name, "eager")
 
 
 @cache
@@ -51,7 +50,7 @@ def test_logits_are_finite_and_alike_in_both_implementations(name: str) -> None:
     assert 0.1 < logits.std() < 10
     family = FAMILIES[name]
     if "sdpa" in family.implementations and family.implementations_agree:
-        torch.testing.assert_close(tiny_model(name)(IDS).logits, logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model_of(name)(IDS).logits, logits, atol=1e-4, rtol=0)
 
 
 @EVERY
@@ -90,7 +89,7 @@ def test_windows_are_felt(name: str) -> None:
 def test_left_padding_runs(name: str, implementation: str) -> None:
     if implementation not in FAMILIES[name].implementations:
         pytest.skip("the family lacks it")
-    model = eager(name) if implementation == "eager" else tiny_model(name)
+    model = eager(name) if implementation == "eager" else model_of(name)
     input_ids, mask = padded([9, 6], "left")
     logits = model(input_ids, attention_mask=mask).logits
     assert logits[mask.bool()].isfinite().all()

@@ -263,6 +263,8 @@ def _families() -> dict[str, Family]:  # noqa: PLR0915 - a table
 
 
 FAMILIES: dict[str, Family] = _families()
+# One of each kind of wiring, for tests that are not about families.
+REPRESENTATIVES = ("gpt2", "llama", "gpt_neox", "gemma2", "qwen3_moe", "falcon", "bloom", "olmo2")
 
 
 def tiny_model(

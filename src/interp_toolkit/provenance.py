@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ def provenance_of(model: nn.Module, layout: Layout) -> Provenance:
     )
 
 
+@functools.cache
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)

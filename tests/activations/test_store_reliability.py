@@ -86,18 +86,19 @@ def write(ledger: Ledger, small: Path, attempt: str) -> bool:
 # --- deaths and failing disks --------------------------------------------------------------------------------------
 
 
-def test_a_killed_extraction_resumes_to_the_very_same_store() -> None:
-    options = {"trials": 12, "seed": 1}
+@pytest.mark.parametrize(("kills", "trials"), [(16, 6), pytest.param(40, 12, marks=pytest.mark.slow)])
+def test_a_killed_extraction_resumes_to_the_very_same_store(kills: int, trials: int) -> None:
+    options = {"trials": trials, "seed": 1}
     figures = in_a_clean_process(
-        ["torture_tools", "kill_at_random", {"kills": 40, "seed": 1}],
+        ["torture_tools", "kill_at_random", {"kills": kills, "seed": 1}],
         ["torture_disk", "kill_at_calls", options | {"power": False}],
         ["torture_disk", "kill_at_calls", options | {"power": True}],
     )
     for counts, notes, _ in figures:
         assert notes == []
         assert set(counts) <= {"stores", "kills", "kills at calls", "power cuts"}
-    assert figures[0][0]["kills"] >= 40
-    assert [figures[1][0]["kills at calls"], figures[2][0]["power cuts"]] == [12, 12]
+    assert figures[0][0]["kills"] >= kills
+    assert [figures[1][0]["kills at calls"], figures[2][0]["power cuts"]] == [trials, trials]
 
 
 def test_whatever_call_fails_the_extraction_resumes_and_nothing_is_overwritten() -> None:
@@ -118,17 +119,20 @@ def test_short_writes_change_nothing(tmp_path: Path) -> None:
 # --- damage, forgery, races ----------------------------------------------------------------------------------------
 
 
-def test_no_change_of_a_store_stays_silent_or_ends_in_anything_but_a_store_error() -> None:
+@pytest.mark.parametrize(("mutations", "forgeries"), [(200, 60), pytest.param(500, 120, marks=pytest.mark.slow)])
+def test_no_change_of_a_store_stays_silent_or_ends_in_anything_but_a_store_error(
+    mutations: int, forgeries: int
+) -> None:
     damage, forgery, racing = in_a_clean_process(
-        ["torture_damage", "mutate", {"count": 500, "seed": 1}],
-        ["torture_forgery", "fuzz", {"count": 120, "seed": 1}],
+        ["torture_damage", "mutate", {"count": mutations, "seed": 1}],
+        ["torture_forgery", "fuzz", {"count": forgeries, "seed": 1}],
         ["torture_damage", "race", {"writers": 50, "rounds": 1, "processes": True}],
     )
     assert damage[1] == forgery[1] == racing[1] == []
-    assert damage[0]["mutations"] == 500
-    assert damage[0]["detected"] > 450
-    assert forgery[0]["forgeries"] == 120
-    assert forgery[0]["detected"] > 90
+    assert damage[0]["mutations"] == mutations
+    assert damage[0]["detected"] > 0.9 * mutations
+    assert forgery[0]["forgeries"] == forgeries
+    assert forgery[0]["detected"] > 0.75 * forgeries
     assert [racing[0][what] for what in ("races", "winners")] == [1, 1]
 
 

@@ -23,6 +23,7 @@ from interp_toolkit.model.shortcuts import NONE
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.trial import shortcuts_of
 from interp_toolkit.model.verify import verified
+from tiny import model_of
 
 CLEAN, CORRUPT = [7, 8, 9, 10, 11, 12, 13], [7, 8, 20, 21, 11, 30, 13]
 LENGTH, BEGIN = 7, 2

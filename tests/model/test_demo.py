@@ -135,7 +135,8 @@ def names_in(folder: Path) -> list[str]:
 def start(code: str, spec: DemoModel) -> subprocess.Popen[str]:
     """Run code in a process of its own that knows `demo_files` and `spec`."""
     prelude = (
-        "import json, sys, time, pathlib\n"
+        "import json, signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # not so where tests run in the background
         "from interp_toolkit.model import demo_files\n"
         "spec = demo_files.DemoModel(**json.loads(sys.argv[1]))\n"
         "convert = demo_files._convert\n"

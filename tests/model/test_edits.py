@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp_toolkit.errors import EditError, PositionError, RunError, SiteError, UnavailableSiteError, UnknownSiteError
 from interp_toolkit.model import Edit, Site, Span, Tokens, run
 from interp_toolkit.model.positions import Positions
-from tiny import FAMILIES, model_of, padded, tiny_model, tokens
+from tiny import FAMILIES, REPRESENTATIVES, model_of, padded, tokens
 
 IDS = tokens(2, 6)
 SEQUENTIAL = [
@@ -456,7 +456,9 @@ def test_readings_are_taken_after_edits_and_clean_of_what_comes_later() -> None:
         assert (run(model, IDS, read=site, edits=[Edit.set(site, 2.0)], logits="all")[site] == 2.0).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in FAMILIES]
+)
 def test_values_of_the_caller_are_never_modified(name: str) -> None:
     model = model_of(name)
     sites = ["resid_pre.1", "attn_out.1", "mlp_out.1", "resid_post.0", "embed", "final_norm", "z.1"]
@@ -488,7 +490,7 @@ def test_bfloat16_stays_bfloat16(site: str) -> None:
 
 @cache
 def bfloat16_model() -> nn.Module:
-    return tiny_model("llama", dtype=torch.bfloat16)
+    return model_of("llama", dtype=torch.bfloat16)
 
 
 def test_adding_in_bfloat16_rounds_once() -> None:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp_toolkit.errors import RunError
 from interp_toolkit.model import COMPONENTS, Edit, Run, Site, run, verify
-from tiny import FAMILIES, model_of, padded, tiny_model, tokens
+from tiny import FAMILIES, model_of, padded, tokens
 
 PARALLEL = {
     "codegen",
@@ -358,9 +358,8 @@ GRADIENTS = [
 ]
 
 
-@cache
 def double_model(name: str) -> nn.Module:
-    return tiny_model(name, dtype=torch.float64)
+    return model_of(name, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("name", "site"), GRADIENTS)

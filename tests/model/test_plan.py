@@ -69,7 +69,7 @@ def test_swaps_of_every_kind_give_the_numbers_of_one_full_pass_each(name: str, i
 
 @pytest.mark.parametrize("name", IN_FLOAT64)
 def test_in_double_precision_they_differ_by_rounding_only(name: str) -> None:
-    model = tiny_model(name, dtype=torch.float64)
+    model = model_of(name, dtype=torch.float64)
     cells = mixed_cells(model)[::2]
     found = answers(make_plan(model, prompts(), cells))
     errors = off(found, Brute(model, prompts()).logits(cells))
@@ -81,7 +81,7 @@ def test_in_double_precision_they_differ_by_rounding_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2"])
 def test_in_bfloat16_they_differ_as_little_as_its_rounding(name: str) -> None:
-    model = tiny_model(name, dtype=torch.bfloat16)
+    model = model_of(name, dtype=torch.bfloat16)
     check(model, prompts(), mixed_cells(model)[::3], tolerance=0.1)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp_toolkit.cli.circuit import add_circuit
 from interp_toolkit.cli.console import load, model_options, note, table
 from interp_toolkit.cli.probe import add_probe
 from interp_toolkit.cli.store import add_store
@@ -268,6 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument("-o", "--output", type=Path, metavar="FILE", help="a safetensors file to write")
     cache.set_defaults(command=_cache)
     _patch_options(commands.add_parser("patch", help="put an activation of one prompt's run into another's"))
+    add_circuit(commands.add_parser("circuit", help="find the circuit of a behaviour, and judge it"))
     add_probe(commands.add_parser("probe", help="train probes at every layer, with baselines and controls"))
     add_store(commands.add_parser("store", help="extract activations over a corpus, and look after what is stored"))
     return parser
