@@ -10,18 +10,20 @@ export NO_MKDOCS_2_WARNING := 1
 # Compiling what is never imported would take longer than the rest of the installation. What is imported gets compiled
 # then, and that has to be kept, whatever the environment says
 export PYTHONDONTWRITEBYTECODE :=
+# Root needs no sudo, and may not have it
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-circuits bench-peers check clean demo docs format generated help test test-slow torture
+.PHONY: bench bench-circuits bench-peers browser check clean demo docs format generated help test test-slow torture
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/demo.html
 
-test: .venv/dev.stamp ## Run all tests
+test: .venv/dev.stamp browser ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-test-slow: .venv/dev.stamp ## Run the tests that are left out by default
+test-slow: .venv/dev.stamp browser ## Run the tests that are left out by default
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
 
 bench: .venv/dev.stamp ## Measure speed and memory
@@ -61,6 +63,12 @@ clean: ## Remove everything that make wrote, .venv included
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Views are tested in Chromium. Where it is missing and cannot be installed, those tests are skipped, and say so
+browser:
+	@command -v chromium >/dev/null || test -n "$$CHROMIUM" || { $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		echo 'Chromium is missing; tests of views will be skipped' >&2
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

@@ -18,6 +18,7 @@ import torch
 from interp_toolkit import load_model, tasks
 from interp_toolkit.circuits import EdgeScores, exact_scores
 from interp_toolkit.circuits.attribution import ATTRIBUTIONS, attribute, difference
+from interp_toolkit.circuits.curves import SIZES
 from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.exact import measured_edges
 from interp_toolkit.circuits.faithfulness import curve
@@ -87,7 +88,8 @@ def quality(
     evaluation: int,
 ) -> None:
     """CMD and CPR of each method on each task, and their means."""
-    print("\nQuality: CMD (smaller is better), CPR (larger), faithfulness at shares of the edges by |score|")
+    sizes = " ".join(f"{share:.1%}" for share in SIZES)
+    print(f"\nQuality: CMD (smaller is better), CPR (larger), faithfulness f at {sizes} of the edges")
     found: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
     for name in names:
         make = getattr(tasks, name)
@@ -101,13 +103,11 @@ def quality(
             scores = reference(here) if method == "reference" else attribute(here, method)
             took = time.perf_counter() - began
             judged = curve(there, scores, random=0)
-            shares = [float(x) for x in judged.faithfulness("absolute")]
             found[method].append((float(judged.cmd), float(judged.cpr)))
-            print(
-                f"  {method:18} CMD {judged.cmd}  CPR {judged.cpr}  f {' '.join(f'{x:.2f}' for x in shares)}  "
-                f"({took / len(train):.2f} s a prompt, {time.perf_counter() - began - took:.0f} s to judge)",
-                flush=True,
-            )
+            print(f"  {method:18} CMD {judged.cmd}  CPR {judged.cpr}  ({took / len(train):.2f} s a prompt)", flush=True)
+            for by in ("absolute", "signed"):
+                shares = " ".join(f"{float(x):.2f}" for x in judged.faithfulness(by))
+                print(f"  {'':18} f by {by} score {shares}", flush=True)
     for method, pairs in found.items():
         cmd, cpr = (sum(pair[n] for pair in pairs) / len(pairs) for n in (0, 1))
         print(f"mean over {len(pairs)} tasks, {method}: CMD {cmd:.4f}, CPR {cpr:.3f}")

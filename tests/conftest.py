@@ -12,7 +12,12 @@ import pytest
 import lean_checks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.sync_api import Browser
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from browser import Visitor
 
 # Torch and transformers are imported further down only: the process that hands out the tests does not need them.
 lean_checks.install()
@@ -77,6 +82,25 @@ def share_demo(patch: pytest.MonkeyPatch) -> None:
 def one_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """For code that loads the demo model and leaves it as it was."""
     share_demo(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One Chromium for all tests of a process."""
+    from browser import browsers
+
+    yield from browsers()
+
+
+@pytest.fixture
+def visit(chromium: Browser, tmp_path: Path) -> Iterator[Visitor]:
+    """Opens views in Chromium; the test fails where a page had an error or asked for anything."""
+    from browser import Visitor
+
+    visitor = Visitor(chromium, tmp_path)
+    yield visitor
+    visitor.close()
+    assert visitor.wrong == []
 
 
 class OneDemoForDoctests:

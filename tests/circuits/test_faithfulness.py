@@ -61,6 +61,8 @@ SHAPES = [
     for parallel in (False, True)
 ]
 LARGE = Graph(num_layers=30, num_heads=9, num_groups=3, parallel=False)
+# Where scores are known, finding and judging on the same prompts is no mistake
+SAME_PROMPTS = pytest.mark.filterwarnings("ignore:.*were also used to find")
 
 
 @cache
@@ -176,6 +178,7 @@ def test_an_area_without_absolute_values_has_the_interval_of_a_ratio() -> None:
     assert found.cmd.low < found.cmd.value < found.cmd.high
 
 
+@SAME_PROMPTS
 def test_a_curve_runs_the_circuits_that_the_scores_choose() -> None:
     runs, graph = runs_of(), runs_of().graph
     found = curve(runs, scores(), sizes=[0.05, 0.3, 1], random=2, seed=1)
@@ -191,6 +194,7 @@ def test_a_curve_runs_the_circuits_that_the_scores_choose() -> None:
     assert found.notes["graph"]["num_layers"] == 2
 
 
+@SAME_PROMPTS
 def test_a_curve_of_greedy_circuits_needs_a_model_and_prompts_only() -> None:
     planted = known()
     found = faithfulness_curve(
@@ -574,6 +578,7 @@ def test_scores_find_a_planted_circuit_given_in_any_form() -> None:
 # --- files and tables ------------------------------------------------------------------------------------------
 
 
+@SAME_PROMPTS
 def test_results_are_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     found = judge(runs_of(), true_circuit(ablation="zero"), random=2, minimality="nodes")
     again = CircuitEvaluation.load(found.save(tmp_path / "evaluation.safetensors"))

@@ -211,7 +211,7 @@ def test_an_answer_that_the_model_does_not_prefer_is_warned_of() -> None:
     order = rise.argsort(descending=True).tolist()
     pairs = ((up, down) for up in order[:40] for down in order[-40:])
     answers = next((a, b) for a, b in pairs if float((clean[:, a] - clean[:, b]).mean()) < -1)
-    finder = CircuitFinder(model, edges=40, random=0, roles=False, evaluation=0)
+    finder = CircuitFinder(model, edges=40, random=0, roles=False, evaluation=0.0)
     with pytest.warns(InterpWarning) as told:
         finder.find_circuit(CLEAN[:4], CORRUPT[:4], answers=answers, progress=False)
     assert any("does not prefer the clean answers" in str(warning.message) for warning in told)

@@ -336,11 +336,12 @@ def test_ablation_by_zero_and_by_means_is_the_product_with_the_slope(kind: str) 
 def test_a_model_is_left_as_it_was() -> None:
     model = shared_model("gpt2")
     before = {name: x.clone() for name, x in model.state_dict().items()}
+    hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in model.modules()]
     attribute_nodes(model, CLEAN, CORRUPT, ANSWERS, method="atp*")
     attribute_nodes(model, CLEAN, CORRUPT, ANSWERS, method="relp")
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert all(x.grad is None for x in model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks == [(module._forward_hooks, module._forward_pre_hooks) for module in model.modules()]
 
 
 def test_what_cannot_be_attributed_is_refused() -> None:

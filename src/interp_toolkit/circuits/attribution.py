@@ -92,7 +92,7 @@ def attribute_edges(
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
         >>> scores = attribute_edges(model, [[1, 2, 3]], [[1, 4, 3]], [(5, 6)], method="eap")
         >>> scores.graph.num_edges
-        45
+        46
     """
     check_method(method, steps)
     pairs = prepare_pairs(model, clean_inputs, corrupt_inputs, answers, tokenizer=tokenizer, layout=layout)

@@ -100,13 +100,13 @@ class CircuitFinder:
         CircuitError: for a threshold, method or share that cannot be.
 
     Example:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
-        >>> finder = CircuitFinder(model, edges=10, random=0, roles=False)
-        >>> prompts = [[1, 2, 3], [1, 5, 3], [2, 6, 3], [2, 7, 3]]
-        >>> circuit = finder.find_circuit(prompts, [[1, 4, 3]] * 4, answers=(5, 6))
-        >>> circuit.method, circuit.num_edges <= 10
-        ('eap-ig', True)
+        >>> from interp_toolkit import load_model, tasks
+        >>> model, tokenizer = load_model("demo")
+        >>> ioi = tasks.ioi(tokenizer, n=16)
+        >>> finder = CircuitFinder(model, edges=50, method="eap", random=0, roles=False)
+        >>> circuit = finder.find_circuit(ioi.clean, ioi.corrupt, answers=ioi.answers)
+        >>> circuit.method, circuit.num_edges <= 50
+        ('eap', True)
     """
 
     def __init__(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from interp_toolkit.visualization.bundle import asset, bundle, digest
+
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 _INVISIBLE |= {chr(c): f"⟨U+{c:04X}⟩" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
@@ -28,10 +30,14 @@ class Part(Protocol):
         """Markup for the body of a page, everything in it escaped."""
 
 
+def visible(text: str) -> str:
+    """Text with line ends and marks of direction made visible, and nothing that XML forbids; not escaped."""
+    return _NOT_IN_XML.sub("\ufffd", "".join(_INVISIBLE.get(c, c) for c in text))
+
+
 def shown(text: str) -> str:
-    """Text as it can stand in HTML or SVG: escaped, line ends and marks of direction visible, nothing XML forbids."""
-    visible = "".join(_INVISIBLE.get(c, c) for c in text)
-    return html.escape(_NOT_IN_XML.sub("\ufffd", visible), quote=True)
+    """Text as it can stand in HTML or SVG: visible (see there) and escaped."""
+    return html.escape(visible(text), quote=True)
 
 
 def shortened(text: str, width: int = 12) -> str:
@@ -91,25 +97,6 @@ class Table:
         )
 
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #ffffff; --line: #d1d9e0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117; --line: #3d444d; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; padding:
-0 1rem;
-  max-width: 72rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-p, caption { max-width: 48rem; }
-figure { margin: 2rem 0; overflow-x: auto; }
-figcaption, caption { color: var(--soft); font-size: .875rem; text-align: left; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: left; white-space: pre; }
-caption { caption-side: top; padding-bottom: .5rem; white-space: normal; }
-summary { cursor: pointer; color: var(--soft); font-size: .875rem; }
-bdi { white-space: pre; }
-"""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """A page of several parts.
@@ -125,17 +112,23 @@ class Document:
     def to_html(self) -> str:
         """The whole page as one file.
 
+        Scripts run only if they are those of this library: the policy names their digest. Nothing can be requested.
+
         Example:
             >>> "default-src 'none'" in Document(title="x", parts=(Paragraph("y"),)).to_html()
             True
         """
         body = "\n".join(part.to_html() for part in self.parts)
+        script = bundle(*(module for part in self.parts for module in getattr(part, "modules", ())))
+        allowed = f"script-src 'sha256-{digest(script)}'; " if script else ""
+        live = f'\n<script type="module">{script}</script>' if script else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-            'img-src data:">\n'
+            f'{allowed}img-src data:">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{shown(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{shown(self.title)}</h1>\n{body}\n</body>\n</html>\n"
+            f"<title>{shown(self.title)}</title>\n<style>{asset('page.css')}</style>\n</head>\n<body>\n"
+            f"<main><h1>{shown(self.title)}</h1>\n{body}\n</main>{live}\n</body>\n</html>\n"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -145,7 +138,11 @@ class Document:
         return target
 
     def _repr_html_(self) -> str:
-        return f'<iframe sandbox srcdoc="{html.escape(self.to_html(), quote=True)}" width="100%" height="480"></iframe>'
+        page = html.escape(self.to_html(), quote=True)
+        return (
+            f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{page}" title="{shown(self.title)}" width="100%" '
+            'height="560" style="border: 0"></iframe>'
+        )
 
 
-__all__ = ["STYLE", "Document", "Paragraph", "Part", "Table", "shortened", "shown", "text_width"]
+__all__ = ["Document", "Paragraph", "Part", "Table", "shortened", "shown", "text_width", "visible"]

@@ -9,10 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any, Literal
 
-from interp_toolkit.visualization.document import Document, Part, Table, shortened, shown, text_width
+import numpy as np
+from numpy.typing import NDArray
+
+from interp_toolkit.visualization.bitmaps import Bitmap
+from interp_toolkit.visualization.bundle import packed
+from interp_toolkit.visualization.document import Table, shortened, text_width, visible
+from interp_toolkit.visualization.patterns import array
 from interp_toolkit.visualization.pictures import Box, Label, Picture
+from interp_toolkit.visualization.view import View
 
 _CELL_WIDTH, _CELL_HEIGHT = 26, 24
 _NARROWEST, _LOWEST = 8, 8
@@ -21,29 +28,37 @@ _LINE = 13  # two labels need this much height
 _MARGIN, _TITLE, _HEAD, _FOOT = 8, 26, 34, 40
 _ROW_LABEL, _COLUMN_LABEL = 24, 8
 _SCALE_STEPS, _SCALE_STEP = 41, 3
+_MOST_BOXES = 4000  # cells that are drawn, and listed, one by one
+_MOST_LISTED = 500
+_TEXT_WIDTH, _TEXT_LENGTH = 76, 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heatmap:
+class Heatmap(View):
     """A matrix of effects to look at.
 
     Attributes:
-        values: rows of numbers; NaN is drawn as missing.
+        values: rows of numbers: nested lists, an array or a tensor; NaN is drawn as missing.
         rows: labels of the rows.
         columns: labels of the columns.
         title: above it.
         caption: what the numbers are, in a sentence.
         column_name: what the columns are, such as `"layer"`.
-        limit: the number at which colours are full; the largest magnitude if it is not given.
-        notes: for each value a text that stands beside it on hover and in the table, such as its interval.
+        limit: the number at which colours are full; that which is farthest from the centre if it is not given.
+        notes: for each value a text that stands beside it on hover and in the table, such as its interval; line ends
+            part it into lines.
         row_name: what the rows are, such as `"token"`.
         marked: cells with an outline, as (row, column); the caption should say why.
+        scale: `"diverging"` from the centre to both sides, or `"sequential"` from the centre upwards, for what is never
+            below it, such as probabilities.
+        centre: the number without colour.
+        texts: for each value a text that is written into its cell.
 
     Raises:
-        ValueError: when labels, notes or marks do not match the values.
+        ValueError: when labels, notes, texts or marks do not match the values.
     """
 
-    values: Sequence[Sequence[float]]
+    values: Any
     rows: Sequence[str]
     columns: Sequence[str]
     title: str
@@ -53,13 +68,18 @@ class Heatmap:
     notes: Sequence[Sequence[str]] | None = None
     row_name: str = ""
     marked: Sequence[tuple[int, int]] = ()
+    scale: Literal["diverging", "sequential"] = "diverging"
+    centre: int | float = 0.0
+    texts: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is something to show, and that labels, notes and marks match the values."""
+        if not isinstance(self.values, list | tuple):
+            object.__setattr__(self, "values", array(self.values).tolist())
         if not self.rows or not self.columns:
             found = f"{len(self.rows)} and {len(self.columns)}"
             raise ValueError(f"a heat map needs at least one row and one column, but has {found}")
-        for name, matrix in (("values", self.values), ("notes", self.notes)):
+        for name, matrix in (("values", self.values), ("notes", self.notes), ("texts", self.texts)):
             widths = {len(row) for row in matrix or ()}
             if matrix is not None and (len(matrix) != len(self.rows) or widths - {len(self.columns)}):
                 raise ValueError(
@@ -75,9 +95,16 @@ class Heatmap:
 
     @cached_property
     def full(self) -> float:
-        """The magnitude at which colours are full."""
-        known = [abs(v) for row in self.values for v in row if math.isfinite(v)]
-        return self.limit or max(known, default=1.0) or 1.0
+        """How far from the centre colours are full."""
+        if self.limit:
+            return abs(self.limit - self.centre) or 1.0
+        known = [self._above(v) for row in self.values for v in row if math.isfinite(v)]
+        return max(map(abs, known), default=1.0) or 1.0
+
+    def _above(self, value: int | float) -> float:
+        """How far a value is from the centre; on a sequential scale nothing is below it."""
+        distance = float(value) - self.centre
+        return max(distance, 0.0) if self.scale == "sequential" and distance < 0 else distance
 
     def picture(self, *, titled: bool = True) -> Picture:
         """The heat map laid out; without its title for a page that has the same one."""
@@ -85,24 +112,73 @@ class Heatmap:
         bottom = top + self._cell_height * len(self.rows)
         scale = self._scale(left, bottom + 16)
         title = [Label(x=_MARGIN, y=16, text=self.title, style="title")] if titled else []
-        labels = [*title, *self._names(left, top), *self._labels(left, top), *scale[0]]
+        labels = [*title, *self._names(left, top), *self._labels(left, top), *self._written(left, top), *scale[0]]
         right = max(left + self._cell_width * len(self.columns), *(label.right for label in labels))
         return Picture(
             title=self.title,
             width=math.ceil(right) + _MARGIN,
             height=bottom + _FOOT,
             labels=labels,
-            boxes=[*self._cells(left, top), *scale[1]],
+            boxes=[*([] if self._many else self._cells(left, top)), *scale[1]],
+            bitmaps=[self._bitmap(left, top)] if self._many else [],
         )
 
-    def to_svg(self) -> str:
-        """The picture, complete in itself.
+    @property
+    def modules(self) -> Sequence[str]:
+        """See `View.modules`."""
+        return ("heatmap.js",)
 
-        Example:
-            >>> Heatmap(values=[[0.5]], rows=["a"], columns=["b"], title="t").to_svg()[:4]
-            '<svg'
-        """
-        return self.picture().to_svg()
+    def data(self) -> dict[str, Any]:
+        """See `View.data`."""
+        return {"title": visible(self.title), "full": self.full, "panels": [self.panel()]}
+
+    def panel(self) -> dict[str, Any]:
+        """What the script needs of one heat map."""
+        with np.errstate(over="ignore"):  # float32 has an infinity for what is too large for it
+            numbers = np.array(self.values, dtype=np.float64).astype(np.float32)
+        return {
+            "title": visible(self.title),
+            "rows": [visible(label) for label in self.rows],
+            "columns": [visible(label) for label in self.columns],
+            "rowName": visible(self.row_name),
+            "columnName": visible(self.column_name),
+            "values": packed(numbers),
+            "notes": _texts(self.notes),
+            "texts": _texts(self.texts),
+            "marked": [list(place) for place in self.marked],
+            "centre": float(self.centre),
+            "sequential": self.scale == "sequential",
+        }
+
+    def table(self) -> Table:
+        """All numbers; of very many only the strongest."""
+        if self._many:
+            return self._strongest()
+        notes = self.notes or [[""] * len(self.columns)] * len(self.rows)
+        texts = self.texts or [[""] * len(self.columns)] * len(self.rows)
+        return Table(
+            title=self.title,
+            headers=[self.row_name, *self.columns],
+            rows=[
+                [label, *(_in_table(*cell) for cell in zip(*cells, strict=True))]
+                for label, *cells in zip(self.rows, self.values, notes, texts, strict=True)
+            ],
+        )
+
+    def _strongest(self) -> Table:
+        ordered = sorted(
+            ((r, c) for r, row in enumerate(self.values) for c, v in enumerate(row) if not math.isnan(v)),
+            key=lambda place: -abs(self._above(self.values[place[0]][place[1]])),
+        )
+        return Table(
+            title=f"{self.title}: the {min(_MOST_LISTED, len(ordered))} strongest of {len(ordered):,} values",
+            headers=[self.row_name or "row", self.column_name or "column", "value"],
+            rows=[[self.rows[r], self.columns[c], _number(self.values[r][c])] for r, c in ordered[:_MOST_LISTED]],
+        )
+
+    @property
+    def _many(self) -> bool:
+        return len(self.rows) * len(self.columns) > _MOST_BOXES
 
     @cached_property
     def _left(self) -> int:
@@ -118,6 +194,8 @@ class Heatmap:
     @cached_property
     def _cell_width(self) -> int:
         """Wide enough for the labels of the columns, unless there are too many."""
+        if self.texts is not None:
+            return _TEXT_WIDTH
         room = max(_WIDE // len(self.columns), _NARROWEST)
         return min(max(_CELL_WIDTH, math.ceil(self._label_width)), room)
 
@@ -128,6 +206,8 @@ class Heatmap:
 
     @cached_property
     def _cell_height(self) -> int:
+        if self.texts is not None:
+            return _CELL_HEIGHT
         return min(_CELL_HEIGHT, max(_LOWEST, _HIGH // len(self.rows)))
 
     def _names(self, left: int, top: int) -> list[Label]:
@@ -158,7 +238,7 @@ class Heatmap:
                 y=top + height * r,
                 width=width - 1,
                 height=height - 1,
-                share=value / self.full,
+                share=self._above(value) / self.full,
                 words=self._words(r, c),
                 marked=(r, c) in marked,
             )
@@ -166,78 +246,54 @@ class Heatmap:
             for c, value in enumerate(row)
         ]
 
+    def _bitmap(self, left: int, top: int) -> Bitmap:
+        width, height = self._cell_width * len(self.columns), self._cell_height * len(self.rows)
+        with np.errstate(over="ignore"):
+            shares = (np.array(self.values, dtype=np.float64) - self.centre) / self.full
+        shares = np.maximum(shares, 0.0) if self.scale == "sequential" else shares
+        return Bitmap(x=left, y=top, width=width, height=height, shares=shares.astype(np.float32))
+
+    def _written(self, left: int, top: int) -> list[Label]:
+        """The texts of the cells, in a colour that stands out."""
+        width, height = self._cell_width, self._cell_height
+        return [
+            Label(
+                x=left + width * (c + 0.5) - 0.5,
+                y=top + height * (r + 0.5) + 4,
+                text=_fitting(text, width - 6),
+                anchor="middle",
+                style="deep" if abs(self._above(self.values[r][c])) > 0.5 * self.full else "ink",
+            )
+            for r, row in enumerate(self.texts or ())
+            for c, text in enumerate(row)
+        ]
+
     def _words(self, row: int, column: int) -> tuple[str, ...]:
         """What a cell says on hover."""
         names = (f"{self.row_name} {self.rows[row]}".lstrip(), f"{self.column_name} {self.columns[column]}".lstrip())
         words = f"{', '.join(name for name in names if name)}: {_number(self.values[row][column])}"
         note = self.notes[row][column] if self.notes is not None else ""
-        return (words, note) if note else (words,)
+        text = self.texts[row][column] if self.texts is not None else ""
+        return tuple(line for line in (text, words, *note.split("\n")) if line)
 
     def _scale(self, left: int, y: int) -> tuple[list[Label], list[Box]]:
         """The colours in a row, with the numbers at its ends."""
-        low, high = _number(-self.full), _number(self.full)
+        lowest = -1 if self.scale == "diverging" else 0
+        low, high = _number(self.centre + lowest * self.full), _number(self.centre + self.full)
         first = round(left + text_width(low, 11.0) + 8)
         boxes = [
-            Box(x=first + _SCALE_STEP * n, y=y + 3, width=_SCALE_STEP, height=12, share=2 * n / (_SCALE_STEPS - 1) - 1)
+            Box(
+                x=first + _SCALE_STEP * n,
+                y=y + 3,
+                width=_SCALE_STEP,
+                height=12,
+                share=lowest + (1 - lowest) * n / (_SCALE_STEPS - 1),
+            )
             for n in range(_SCALE_STEPS)
         ]
         last = first + _SCALE_STEP * _SCALE_STEPS + 8
-        return [Label(x=left, y=y + 13, text=low), Label(x=last, y=y + 13, text=high)], boxes
-
-    def to_html(self) -> str:
-        """The picture and a table of its numbers, for a page."""
-        return self._figure(titled=True)
-
-    def _figure(self, *, titled: bool) -> str:
-        notes = self.notes or [[""] * len(self.columns)] * len(self.rows)
-        table = Table(
-            title=self.title,
-            headers=[self.row_name, *self.columns],
-            rows=[
-                [label, *(_number(v) + (f" ({note})" if note else "") for v, note in zip(*cells, strict=True))]
-                for label, *cells in zip(self.rows, self.values, notes, strict=True)
-            ],
-        )
-        return (
-            f"<figure>{self.picture(titled=titled).to_svg()}<figcaption>{shown(self.caption)}</figcaption>"
-            f"<details><summary>The numbers</summary>{table.to_html()}</details></figure>"
-        )
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as `.svg`, as a page (`.html`), or with matplotlib as `.png` or `.pdf`.
-
-        Raises:
-            ValueError: for another kind of file.
-            ImportError: for `.png` and `.pdf` when matplotlib is not installed.
-        """
-        target = Path(path)
-        match target.suffix.lower():
-            case ".svg":
-                target.write_text(self.to_svg(), encoding="utf-8")
-            case ".html":
-                self._page().save(target)
-            case ".png" | ".pdf":
-                self.picture().save(target)
-            case other:
-                raise ValueError(f"a heat map is saved as .html, .svg, .png or .pdf, not {other!r}")
-        return target
-
-    def _page(self) -> Document:
-        return Document(title=self.title, parts=(_Untitled(self),))
-
-    def _repr_html_(self) -> str:
-        return self._page()._repr_html_()
-
-
-@dataclass(frozen=True)
-class _Untitled(Part):
-    """A heat map on a page that has the same title."""
-
-    heatmap: Heatmap
-
-    def to_html(self) -> str:
-        return self.heatmap._figure(titled=False)
-
+        told = f"{high}; without colour: {_number(self.centre)}" if lowest and self.centre else high
+        return [Label(x=left, y=y + 13, text=low), Label(x=last, y=y + 13, text=told)], boxes
 
 def _thinned(number: int, needed: float) -> range:
     """Which labels there is room for, each needing so many places: all, every second, fifth, tenth, and so on."""
@@ -249,7 +305,28 @@ def _thinned(number: int, needed: float) -> range:
     return range(0, number, step)
 
 
-def _number(value: float) -> str:
+def _texts(rows: Sequence[Sequence[str]] | None) -> list[list[str]] | None:
+    """Texts as a page may show them; their line ends stay."""
+    if rows is None:
+        return None
+    return [["\n".join(visible(line) for line in text.split("\n")) for text in row] for row in rows]
+
+
+def _in_table(value: int | float, note: str, text: str) -> str:
+    """A value with what belongs to it, in one line."""
+    beside = ", ".join(note.split("\n"))
+    return f"{text} {_number(value)}".lstrip() + (f" ({beside})" if beside else "")
+
+
+def _fitting(text: str, width: int) -> str:
+    """As much of a text as there is room for in a cell."""
+    length = _TEXT_LENGTH
+    while length > 1 and text_width(visible(shortened(text, length)), 12.0) > width:
+        length -= 1
+    return shortened(text, length)
+
+
+def _number(value: int | float) -> str:
     if math.isnan(value):
         return "–"
     if math.isinf(value):

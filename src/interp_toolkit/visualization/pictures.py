@@ -1,6 +1,6 @@
-"""Pictures of coloured boxes and labels, laid out once and drawn two ways: as SVG, and by matplotlib for PNG and PDF.
+"""Pictures of coloured boxes, shapes and labels, laid out once and drawn two ways: as SVG and by matplotlib.
 
-Blue is positive and orange negative, which people with any of the common colour blindnesses tell apart. An SVG has a
+Matplotlib draws them for PNG and PDF. Blue is positive and orange negative, which people with any of the common colour blindnesses tell apart. An SVG has a
 light and a dark form; PNG and PDF are light.
 """
 
@@ -12,9 +12,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from interp_toolkit.visualization.document import shown, text_width
+from interp_toolkit.visualization.shapes import Shape, draw_shapes, shape_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,13 @@ _BRIGHT_POSITIVE, _BRIGHT_NEGATIVE = (100, 170, 235), (240, 145, 70)
 _INK, _SOFT, _CROSS = "#1b1f24", "#59636e", "#8c959f"
 _STYLE = f"""
 .ink {{ fill: {_INK}; font: 12px system-ui, sans-serif; }} .soft {{ fill: {_SOFT}; font: 11px system-ui, sans-serif; }}
-.title {{ fill: {_INK}; font: 600 14px system-ui, sans-serif; }} text {{ unicode-bidi: isolate; white-space: pre; }}
+.title {{ fill: {_INK}; font: 600 14px system-ui, sans-serif; }} .deep {{ fill: #fff; font: 12px system-ui, sans-serif; }}
+text {{ unicode-bidi: isolate; white-space: pre; }}
+svg text {{ pointer-events: none; }} svg text.whole {{ pointer-events: auto; }}
 .missing {{ stroke: {_CROSS}; stroke-width: 1; fill: none; }} .dark {{ display: none; }}
 rect {{ shape-rendering: crispEdges; }} .mark {{ stroke: {_INK}; stroke-width: 2; fill: none; pointer-events: none; }}
 g.cell:hover rect {{ stroke: {_INK}; stroke-width: 1.5; }} @media (prefers-color-scheme: dark) {{
-.light {{ display: none; }} .dark {{ display: inline; }} .ink, .title {{ fill: #e6edf3; }} .soft {{ fill: #9198a1; }}
+.light {{ display: none; }} .dark {{ display: inline; }} .ink, .title {{ fill: #e6edf3; }} .soft {{ fill: #9198a1; }} .deep {{ fill: #0d1117; }}
 .mark, g.cell:hover rect {{ stroke: #e6edf3; }} }}
 """
 # Of those that are installed, these lend the characters that matplotlib's own font does not have.
@@ -47,7 +50,8 @@ _MORE_FONTS = (
     "Symbola",
 )
 _UNKNOWN = "□"
-_SIZES = {"title": 14.0, "ink": 12.0, "soft": 11.0}
+_SIZES = {"title": 14.0, "ink": 12.0, "soft": 11.0, "deep": 12.0}
+_COLOURS = {"title": _INK, "ink": _INK, "soft": _SOFT, "deep": "#ffffff"}
 _Pixels = int | float
 _Point = tuple[_Pixels, _Pixels]
 
@@ -62,7 +66,7 @@ class Label:
         text: what is written.
         whole: what is shown on hover, if the text was cut.
         anchor: the part of the text that is at `x`.
-        style: `"title"`, `"ink"` or `"soft"`.
+        style: `"title"`, `"ink"`, `"soft"`, or `"deep"` for a text on a deeply coloured box.
     """
 
     x: _Pixels
@@ -70,7 +74,7 @@ class Label:
     text: str
     whole: str | None = None
     anchor: Literal["start", "middle", "end"] = "start"
-    style: Literal["title", "ink", "soft"] = "soft"
+    style: Literal["title", "ink", "soft", "deep"] = "soft"
 
     @property
     def right(self) -> float:
@@ -82,7 +86,8 @@ class Label:
         """The text as SVG."""
         hover = "" if self.whole is None else f"<title>{shown(self.whole)}</title>"
         anchor = "" if self.anchor == "start" else f' text-anchor="{self.anchor}"'
-        return f'<text class="{self.style}" x="{self.x:g}" y="{self.y:g}"{anchor}>{shown(self.text)}{hover}</text>'
+        kind = f"{self.style} whole" if hover else self.style
+        return f'<text class="{kind}" x="{self.x:g}" y="{self.y:g}"{anchor}>{shown(self.text)}{hover}</text>'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +141,31 @@ class Box:
         return f'<g class="cell"><title>{words}</title>{boxes}{missing}</g>'
 
 
+@runtime_checkable
+class Pixels(Protocol):
+    """An image in a picture, of many cells."""
+
+    def to_svg(self) -> str:
+        """The image as SVG, in both forms."""
+
+    def draw(self, axes: Axes) -> None:
+        """Draw it with matplotlib, in pixels of the picture."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """Many cells as one image, such as a `Bitmap`."""
+
+    def to_svg(self) -> str:
+        """It as SVG."""
+
+    def draw(self, axes: Axes) -> None:
+        """Draw it with matplotlib."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Boxes and labels, laid out.
+    """Boxes, shapes and labels, laid out.
 
     Attributes:
         title: what is read out in its place.
@@ -146,29 +173,38 @@ class Picture:
         height: in pixels.
         labels: its texts.
         boxes: its boxes.
+        bitmaps: matrices of many cells, below the boxes.
+        shapes: lines, areas, dots and curves over the boxes and below the labels, later ones over earlier ones.
+        pixels: images below all others, such as a `Bitmap`.
     """
 
     title: str
     width: _Pixels
     height: _Pixels
     labels: Sequence[Label]
-    boxes: Sequence[Box]
+    boxes: Sequence[Box] = ()
+    bitmaps: Sequence[Drawing] = ()
+    shapes: Sequence[Shape] = ()
+    pixels: Sequence[Pixels] = ()
 
     def to_svg(self) -> str:
         """The picture as SVG, complete in itself."""
         size = f"{self.width:g} {self.height:g}"
+        style = _STYLE + shape_style(self.shapes)
         opening = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{self.width:g}" '
-            f'height="{self.height:g}" role="img" aria-label="{shown(self.title)}"><style>{_STYLE}</style>'
+            f'height="{self.height:g}" role="img" aria-label="{shown(self.title)}"><style>{style}</style>'
         )
-        # Outlines come last: the next box would cover half of them.
+        # Outlines come after all boxes: the next box would cover half of them.
         outlines = [
             f'<rect class="mark" x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"/>'
             for box in self.boxes
             if box.marked
         ]
-        labels, boxes = ([part.to_svg() for part in parts] for parts in (self.labels, self.boxes))
-        return "".join([opening, *labels, *boxes, *outlines, "</svg>"])
+        boxes, shapes, labels = ([p.to_svg() for p in parts] for parts in (self.boxes, self.shapes, self.labels))
+        return "".join(
+            [opening, *(image.to_svg() for image in self.pixels), *boxes, *outlines, *shapes, *labels, "</svg>"]
+        )
 
     def save(self, path: Path, dots: float = 144.0) -> None:
         """Write it with matplotlib, as the kind of file that the name says.
@@ -192,7 +228,13 @@ class Picture:
         # Not pyplot: it would keep the figure and choose a backend for the whole process.
         figure = Figure(figsize=(self.width / 72, self.height / 72), facecolor="white")
         figure.set_layout_engine("none")
-        self._draw_boxes(_canvas(figure, self.width, self.height))
+        axes = _canvas(figure, self.width, self.height)
+        for image in self.pixels:
+            image.draw(axes)
+        for bitmap in self.bitmaps:
+            bitmap.draw(axes)
+        self._draw_boxes(axes)
+        draw_shapes(axes, self.shapes)
         self._draw_labels(figure)
         kind = path.suffix[1:].lower()
         undated = {"CreationDate": None} if kind == "pdf" else {}  # the same data gives the same file
@@ -229,7 +271,7 @@ class Picture:
                 family=fonts,
                 weight=weight,
                 size=_SIZES[label.style],
-                color=_SOFT if label.style == "soft" else _INK,
+                color=_COLOURS[label.style],
                 ha=sides[label.anchor],
                 va="baseline",
             )
@@ -287,4 +329,4 @@ def _drawable(text: str, known: set[int]) -> str:
     )
 
 
-__all__ = ["Box", "Label", "Picture", "colour"]
+__all__ = ["Box", "Label", "Picture", "Pixels", "colour"]
