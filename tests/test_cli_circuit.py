@@ -77,11 +77,12 @@ def test_a_task_becomes_tables_a_circuit_a_page_and_scores(
     assert re.search(r"^ *100% +\d+ +1\.000 +1\.000 +1\.000$", said.out, flags=re.MULTILINE)
     assert re.search(r"^CPR .*\nCMD .*\n\n\d+ s$", said.out, flags=re.MULTILINE)
     page = Path("circuit.html").read_text(encoding="utf-8")
-    assert "<svg" in page
+    assert 'data-view="circuit.js"' in page
+    assert "share of all edges" in page
     assert "<caption>Roles</caption>" in page
     assert edge.dest in page
     assert "<b>" not in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     scores = EdgeScores.load("scores.safetensors")
     assert scores.values[circuit.graph.edge_of(edge.name)] == pytest.approx(edge.score)
 
@@ -107,8 +108,8 @@ def test_prompts_of_a_file(
     assert "Found by eap on log_prob" in said
     assert ("answers are the tokens that move most" in said) == (columns == ("clean", "corrupt"))
     assert "CPR" not in said
-    assert "<svg" not in page.read_text(encoding="utf-8")
-    assert "Roles" not in page.read_text(encoding="utf-8")
+    assert "share of all edges" not in page.read_text(encoding="utf-8")
+    assert "<caption>Roles</caption>" not in page.read_text(encoding="utf-8")
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

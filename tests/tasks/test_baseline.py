@@ -186,3 +186,14 @@ def test_the_demo_model_does_it(name: str, demo: tuple[Any, Any]) -> None:
     assert low <= report.clean_mean <= high
     assert -high <= report.corrupt_mean <= -low + 1
     assert "does " + name in report.summary()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_baseline_is_drawn_with_its_templates() -> None:
+    report = task("ioi").baseline(random_model())
+    chart = report.plot()
+    line = chart.series[0]
+    assert line.y == [report.accuracy, *(score.accuracy for score in report.templates.values())]
+    assert line.ends(0) == pytest.approx(report.interval)
+    assert next(iter(chart.x)) == "all"
+    assert "lines.js" in report._repr_html_()

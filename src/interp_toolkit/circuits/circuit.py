@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp_toolkit.circuits.circuit_files import Saved, read_circuit, write_circuit
+from interp_toolkit.circuits.circuit_files import Saved, circuit_json, read_circuit
 from interp_toolkit.circuits.circuit_words import Role, key_nodes, words_of_notes
 from interp_toolkit.circuits.edges import Edge, edges_of, frame_of
 from interp_toolkit.circuits.graph import checked, connected
@@ -23,6 +23,8 @@ from interp_toolkit.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from interp_toolkit.visualization.circuits import CircuitView
 
 _ABLATIONS = {
     "corrupt": "what they carry in the corrupt run",
@@ -297,6 +299,17 @@ class Circuit:
             lines.append(f"Edges outside of it carry {_ABLATIONS.get(self.ablation, self.ablation)}.")
         return lines
 
+    # --- pictures --------------------------------------------------------------------------------------------
+
+    def plot(self, **how: Any) -> CircuitView:
+        """The circuit as a graph that can be explored; see `interp_toolkit.visualization.circuits.plot_circuit`."""
+        from interp_toolkit.visualization.circuits import plot_circuit
+
+        return plot_circuit(self, **how)
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
+
     # --- data ------------------------------------------------------------------------------------------------
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -340,23 +353,30 @@ class Circuit:
         kind = "mlp" if place[1] is None else "head"
         return {"kind": kind, "layer": place[0], "head": place[1], "role": None if role is None else role.name}
 
-    def save(self, path: str | Path) -> Path:
-        """Write it as JSON: each edge by name, with its score. Numbers in the notes that are not finite become null.
+    def to_json(self) -> str:
+        """The JSON of `save`: each edge by name, with its score. Numbers in the notes that are not finite become null.
 
         Raises:
             CircuitError: for notes that JSON has no words for.
         """
         known = self.scores is not None and self.scores.dtype in (torch.float32, torch.float64)
-        saved = Saved(
-            graph=self.graph,
-            edges=[(edge.source, edge.dest, edge.score) for edge in self.edges],
-            dtype=None if self.scores is None else (str(self.scores.dtype) if known else "torch.float32"),
-            texts={"method": self.method, "metric": self.metric, "ablation": self.ablation},
-            notes=self.notes,
-            roles=self.roles,
-            provenance=self.provenance,
+        return circuit_json(
+            Saved(
+                graph=self.graph,
+                edges=[(edge.source, edge.dest, edge.score) for edge in self.edges],
+                dtype=None if self.scores is None else (str(self.scores.dtype) if known else "torch.float32"),
+                texts={"method": self.method, "metric": self.metric, "ablation": self.ablation},
+                notes=self.notes,
+                roles=self.roles,
+                provenance=self.provenance,
+            )
         )
-        return write_circuit(path, saved)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON; see `to_json`."""
+        target = Path(path)
+        target.write_text(self.to_json(), encoding="utf-8")
+        return target
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:

@@ -60,8 +60,8 @@ class Saved:
         return mask, scores
 
 
-def write_circuit(path: str | Path, saved: Saved) -> Path:
-    """Write a circuit, one edge a line.
+def circuit_json(saved: Saved) -> str:
+    """A circuit as JSON, one edge a line.
 
     Raises:
         CircuitError: for notes that JSON has no words for.
@@ -80,13 +80,11 @@ def write_circuit(path: str | Path, saved: Saved) -> Path:
     except (TypeError, ValueError, RecursionError) as error:
         raise CircuitError(f"the notes of a circuit must be as JSON has them to be saved: {error}") from error
     edges = ",\n".join(json.dumps(edge, allow_nan=False) for edge in saved.edges)
-    target = Path(path)
-    target.write_text(f'{head[:-2]},\n "edges": [\n{edges}\n]\n}}\n', encoding="utf-8")
-    return target
+    return f'{head[:-2]},\n "edges": [\n{edges}\n]\n}}\n'
 
 
 def read_circuit(path: str | Path) -> Saved:
-    """Read what `write_circuit` wrote.
+    """Read what `circuit_json` made.
 
     Raises:
         FileFormatError: when it is something else, or damaged.
@@ -167,4 +165,4 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-__all__ = ["Saved", "read_circuit", "write_circuit"]
+__all__ = ["Saved", "circuit_json", "read_circuit"]

@@ -50,6 +50,8 @@ from interp_toolkit.provenance import Provenance, provenance_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp_toolkit.visualization.lines import LineChart
+
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The sizes of MIB, as shares of all edges."""
 
@@ -265,6 +267,19 @@ class FaithfulnessCurve:
         if "shared_prompts" in self.notes:
             lines.append(f"Note: {self.notes['shared_prompts']} of the prompts were also used to find the scores.")
         return "\n".join(lines)
+
+    def plot(self, *, by: By = "absolute") -> LineChart:
+        """Faithfulness against size, with intervals and random circuits; `.save` writes HTML, SVG, PNG or PDF.
+
+        Args:
+            by: circuits chosen by `"absolute"` or `"signed"` scores.
+        """
+        from interp_toolkit.visualization.sweeps import plot_faithfulness
+
+        return plot_faithfulness(self, by=by)
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each size and kind of choice: f with its interval, edges chosen and connected. Needs pandas."""

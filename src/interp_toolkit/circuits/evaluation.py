@@ -21,6 +21,8 @@ from interp_toolkit.statistics import wilson
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp_toolkit.visualization.lines import LineChart
+
 _FORMAT = "interp_toolkit.circuit_evaluation/1"
 _TENSORS = ("model", "ablated", "circuit", "complement", "random", "without", "prefers")
 _OPTIONAL = ("prefers",)
@@ -232,6 +234,17 @@ class CircuitEvaluation:
         found: pd.DataFrame = pandas.DataFrame(columns)
         found.index.name = "prompt"
         return found.reset_index()
+
+    def plot(self) -> LineChart:
+        """What is lost without each part, or without parts the faithfulness of all that was run, with intervals."""
+        from interp_toolkit.circuits.pictures import evaluation_chart
+
+        return evaluation_chart(self)
+
+    def _repr_html_(self) -> str:
+        from interp_toolkit.circuits.pictures import with_words
+
+        return with_words(self.summary(), self.plot())
 
     def parts_dataframe(self) -> pd.DataFrame:
         """One row for each part that was taken out: what is lost without it. Needs pandas."""

@@ -14,6 +14,8 @@ from interp_toolkit.provenance import Provenance
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp_toolkit.visualization.heatmaps import Heatmap
+
 Direction = Literal["denoise", "noise"]
 """`"denoise"` puts clean activations into the corrupt run, `"noise"` corrupt ones into the clean run."""
 
@@ -147,10 +149,16 @@ class PatchResult:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path} cannot be read as a saved patch: {error}") from error
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def plot(self) -> Heatmap:
+        """A heat map of the most probable tokens, without the patch and with it."""
+        from interp_toolkit.circuits.pictures import tokens_map
 
-        return f"<p>{escape(self.summary())}</p>"
+        return tokens_map(self)
+
+    def _repr_html_(self) -> str:
+        from interp_toolkit.circuits.pictures import with_words
+
+        return with_words(self.summary(), self.plot())
 
 
 __all__ = ["Direction", "PatchResult"]

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+    from interp_toolkit.visualization.heatmaps import Heatmap
+
 _FORMAT = "interp_toolkit.roles/1"
 
 
@@ -136,10 +138,22 @@ class RoleTable:
         lines += [f"Not tested: {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
         return "\n".join([*lines, *(f"Note: {text}." for text in self.notes.get("caveats", ()))])
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def plot(self) -> Heatmap:
+        """A heat map of heads and MLPs: how far the strongest test of each reaches its threshold."""
+        from interp_toolkit.circuits.pictures import roles_map
 
-        return f"<pre>{escape(self.summary())}</pre>"
+        return roles_map(self)
+
+    def reached(self, node: tuple[int, int] | int) -> float:
+        """The largest score of a node as a share of its threshold; NaN where nothing was tested."""
+        tests = MLP_TESTS if isinstance(node, int) else ROLE_TESTS
+        known = [test.reached(self._of(node), self.thresholds) for test in tests]
+        return max((x for x in known if not math.isnan(x)), default=math.nan)
+
+    def _repr_html_(self) -> str:
+        from interp_toolkit.circuits.pictures import with_words
+
+        return with_words(self.summary(), self.plot())
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each head and MLP: its role, the others, and all scores; needs pandas."""

@@ -20,6 +20,8 @@ from interp_toolkit.provenance import Provenance
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp_toolkit.visualization.heatmaps import Heatmap
+
 _FORMAT = "interp_toolkit.edge_scores/1"
 _TENSORS = ("values", "prompts", "by_position")
 
@@ -179,6 +181,21 @@ class EdgeScores:
         found = [edge for edge in self.strongest(number) if edge.score]
         lines += ["Strongest edges:", *(f"  {edge}" for edge in found)] if found else ["Every score is 0."]
         return "\n".join(lines)
+
+    def plot(self, kind: Literal["sum", "max"] = "sum") -> Heatmap:
+        """A heat map of nodes: layers by heads and MLP, coloured by |score| of the edges out of them.
+
+        Args:
+            kind: the sum or the largest over these edges.
+        """
+        from interp_toolkit.circuits.pictures import nodes_map
+
+        return nodes_map(self, kind)
+
+    def _repr_html_(self) -> str:
+        from interp_toolkit.circuits.pictures import with_words
+
+        return with_words(self.summary(), self.plot())
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each edge, the largest |score| first; standard errors if prompts were kept. Needs pandas."""

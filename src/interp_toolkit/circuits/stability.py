@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,9 @@ from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.circuits.judging import FEW, warn
 from interp_toolkit.circuits.scores import EdgeScores
 from interp_toolkit.errors import CircuitError
+
+if TYPE_CHECKING:
+    from interp_toolkit.visualization.lines import LineChart
 
 _WHOLE, _EVEN = 1.0, 0.5
 
@@ -61,6 +65,17 @@ class Stability:
             f"two share {self.mean:.1%} of their edges (Jaccard; 90% of pairs from {low:.1%} to {high:.1%}; chance "
             f"{self.chance:.1%}). {core:,} edges are in at least 90% of them."
         )
+
+    def plot(self) -> LineChart:
+        """How many edges were chosen in at least so many of the draws."""
+        from interp_toolkit.circuits.pictures import stability_chart
+
+        return stability_chart(self)
+
+    def _repr_html_(self) -> str:
+        from interp_toolkit.circuits.pictures import with_words
+
+        return with_words(self.summary(), self.plot())
 
 
 def stability(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import sys
 import time
 import warnings
@@ -27,11 +26,9 @@ if TYPE_CHECKING:
     from interp_toolkit.visualization.document import Document
 
 _FEWEST = 4  # pairs that a circuit is found and judged on
-_PRINTED, _ON_PAGE = 15, 40  # strongest edges
+_PRINTED = 15  # strongest edges
 _PAIRS = 48
 _EDGES = ("from", "to", "score")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 300, 48, 16, 12, 44  # of the picture, in pixels
-_LINES = (("by |score|", "#2166ac", ""), ("by signed score", "#c75c12", "6 4"), ("random", "#8c959f", "2 3"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,11 +369,12 @@ def _areas(curve: FaithfulnessCurve) -> list[str]:
 
 def _page(title: str, circuit: Circuit, found: Found, curve: FaithfulnessCurve | None) -> Document:
     """The circuit as a page that needs nothing else."""
+    from interp_toolkit.visualization.circuits import plot_circuit
     from interp_toolkit.visualization.document import Document, Paragraph, Part, Table
+    from interp_toolkit.visualization.sweeps import plot_faithfulness
 
     parts: list[Part] = [Paragraph(line) for line in (*circuit.summary().split("\n"), *_judged(found)) if line]
-    rows = _edge_rows(circuit, _ON_PAGE)
-    parts.append(Table(title=f"The {len(rows)} strongest edges", headers=_EDGES, rows=rows))
+    parts.append(plot_circuit(circuit, curve=curve, title="The circuit"))
     if circuit.roles:
         roles = [
             (r.node, r.name, f"{r.score:.2f}", r.test, ", ".join(f"{name} {score:.2f}" for name, score in r.others))
@@ -385,62 +383,10 @@ def _page(title: str, circuit: Circuit, found: Found, curve: FaithfulnessCurve |
         parts.append(Table(title="Roles", headers=("node", "role", "score", "test", "also"), rows=roles))
     if curve is not None:
         headers, values = _curve_table(curve)
-        parts.append(_Line(curve))
+        parts.append(plot_faithfulness(curve))
         parts.append(Table(title="Faithfulness f of circuits of the best edges", headers=headers, rows=values))
         parts += [Paragraph(line) for line in _areas(curve)]
     return Document(title=title, parts=tuple(parts))
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Faithfulness over the logarithm of the size, as a picture for a page."""
-
-    curve: FaithfulnessCurve
-
-    def to_html(self) -> str:
-        """See `interp_toolkit.visualization.document.Part.to_html`."""
-        curve = self.curve
-        found = curve.faithfulness("absolute"), curve.faithfulness("signed"), curve.random_faithfulness()
-        values = [[f.value for f in line] for line in found]
-        finite = [v for line in values for v in line if math.isfinite(v)]
-        low, high = max(-1.0, min([0.0, *finite])), min(2.0, max([1.0, *finite]))
-
-        def x(size: float) -> float:
-            share = math.log(size / curve.sizes[0]) / math.log(curve.sizes[-1] / curve.sizes[0])
-            return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-        def y(value: float) -> float:
-            share = (min(high, max(low, value)) - low) / (high - low)
-            return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-
-        marks = [_axis(y(v), f"{v:g}") for v in (0.0, 0.5, 1.0)]
-        marks += [_text(x(size), _HEIGHT - _BOTTOM + 16, f"{100 * size:g}%", "middle") for size in curve.sizes]
-        for n, (line, (name, colour, dash)) in enumerate(zip(values, _LINES, strict=True)):
-            spots = zip(curve.sizes, line, strict=True)
-            points = " ".join(f"{x(size):.1f},{y(v):.1f}" for size, v in spots if math.isfinite(v))
-            look = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash or "none"}" fill="none"'
-            left, base = _LEFT + 180 * n, _HEIGHT - 8
-            marks.append(f'<polyline points="{points}" {look}/>')
-            marks.append(f'<polyline points="{left},{base - 4} {left + 24},{base - 4}" {look}/>')
-            marks.append(_text(left + 30, base, name, "start"))
-        words = "Faithfulness f over the share of edges, on a log scale"
-        return (
-            f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-            f'aria-label="{words}">{"".join(marks)}</svg><figcaption>{words}. 1 does what the model does; lines end '
-            f"at {low:.2g} and {high:.2g}.</figcaption></figure>"
-        )
-
-
-def _axis(y: float, name: str) -> str:
-    line = f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" style="stroke: var(--line)"/>'
-    return line + _text(_LEFT - 8, y + 4, name, "end")
-
-
-def _text(x: int | float, y: int | float, words: str, anchor: str) -> str:
-    from interp_toolkit.visualization.document import shown
-
-    look = "fill: var(--soft); font: 12px system-ui, sans-serif"
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{look}">{shown(words)}</text>'
 
 
 __all__ = ["add_circuit"]

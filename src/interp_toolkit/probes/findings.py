@@ -20,10 +20,12 @@ from interp_toolkit.probes.inputs import Target
 from interp_toolkit.probes.kinds import Kind
 from interp_toolkit.probes.linear import LinearProbe
 from interp_toolkit.provenance import Provenance
-from interp_toolkit.visualization import Document, Heatmap, Paragraph, Table
+from interp_toolkit.visualization.document import Document, Paragraph, Table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from interp_toolkit.visualization.lines import LineChart
 
 _FORMAT = "interp_toolkit.probe_sweep/1"
 _ALPHA = 0.05
@@ -283,31 +285,11 @@ class ProbeSweep:
 
     # --- to look at ------------------------------------------------------------------------------------------
 
-    def plot(self) -> Heatmap:
-        """Scores of every layer, above those of the majority class: a picture that can be saved."""
-        kinds = list(dict.fromkeys(s.kind for s in self.scores))
-        layers = list(dict.fromkeys(s.layer for s in self.scores))
-        place = {(s.kind, s.layer): s for s in self.scores}
-        numbers = self.target == "regression"
-        chance = next((b.accuracy for b in self.baselines if b.name == "the majority class"), 0.0)
-        values = [[place[kind, layer].accuracy - chance for layer in layers] for kind in kinds]
-        several = ", ".join(f"{b.name} {b.accuracy:.2f}" for b in self.baselines)
-        best = (kinds.index(self.best.kind), layers.index(self.best.layer))
-        what = "R²" if numbers else "Accuracy above the majority class"
-        return Heatmap(
-            values=values,
-            rows=kinds,
-            columns=[str(layer) for layer in layers],
-            title=f"{what}: probes for “{self.name}”, at {self.where}",
-            caption=(
-                f"On held-out rows; on hover and in the numbers below, the score with its {self.level:.0%} interval. "
-                f"Outlined: what validation chose. Scores without the layers: {several or 'none'}."
-            ),
-            column_name="layer",
-            notes=[[_noted(place[k, n], numbers) for n in layers] for k in kinds],
-            limit=1.0 if numbers else max(1 - chance, 0.01),
-            marked=[best],
-        )
+    def plot(self) -> LineChart:
+        """Scores by layer with intervals, controls and baselines; `.save` writes HTML, SVG, PNG or PDF."""
+        from interp_toolkit.probes.pictures import sweep_chart
+
+        return sweep_chart(self)
 
     def page(self) -> Document:
         """Everything on one self-contained page."""
@@ -399,10 +381,6 @@ def _without_nan(value: Any) -> Any:
 
 def _with_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in facts.items()}
-
-
-def _noted(score: LayerScore, numbers: bool) -> str:
-    return f"{'R²' if numbers else 'accuracy'} {_interval(score.accuracy, score.accuracy_low, score.accuracy_high)}"
 
 
 def _number(value: float) -> str:

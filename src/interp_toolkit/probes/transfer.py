@@ -23,7 +23,7 @@ from interp_toolkit.probes.linear import LinearProbe
 from interp_toolkit.probes.pooling import Pooling
 from interp_toolkit.probes.scoring import Draws, scores_of
 from interp_toolkit.probes.splits import number_groups, split_rows
-from interp_toolkit.visualization import Heatmap
+from interp_toolkit.visualization.heatmaps import Heatmap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +100,7 @@ class Transfer:
             column_name="tested on",
             notes=[[f"[{float(self.low[a, b]):.2f}, {float(self.high[a, b]):.2f}]" for b in n] for a in n],
             limit=1.0,
+            scale="sequential",
         )
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ from interp_toolkit.tasks.task import MetricName, Task, TaskPair
 
 if TYPE_CHECKING:
     from interp_toolkit.model import Layout
+    from interp_toolkit.visualization.lines import LineChart
 
 _UNITS: dict[MetricName, str] = {"logit_diff": "logit difference", "prob_diff": "probability difference"}
 
@@ -113,10 +114,30 @@ class Baseline(Score):
         facts: dict[str, Any] = _without_nan({**asdict(self), "does_it": self.does_it})
         return facts
 
+    def plot(self) -> LineChart:
+        """Accuracy with its interval, of all prompts and of each template."""
+        from interp_toolkit.visualization.lines import LineChart, Series
+
+        parts: dict[str, Score] = {"all": self}
+        if len(self.templates) > 1:
+            parts |= {f"{n}: {kind}": score for n, (kind, score) in enumerate(self.templates.items(), start=1)}
+        scores = list(parts.values())
+        low, high = ([score.interval[end] for score in scores] for end in (0, 1))
+        accuracy = Series(name="accuracy", y=[score.accuracy for score in scores], low=low, high=high, joined=False)
+        return LineChart(
+            x=list(parts),
+            series=[accuracy],
+            title=f"How well the model does {self.task}",
+            caption=f"{self.split} split, {self.prompts} distinct clean prompts, with 95% Wilson intervals.",
+            x_name="template" if len(parts) > 1 else "",
+            y_name="accuracy",
+            references=[("guessing", 0.5)],
+        )
+
     def _repr_html_(self) -> str:
         from html import escape
 
-        return f"<pre>{escape(self.summary())}</pre>"
+        return f'<pre style="white-space: pre-wrap">{escape(self.summary())}</pre>{self.plot()._repr_html_()}'
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -52,12 +52,13 @@ def digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def packed(values: NDArray[Any], *, level: int = 9) -> dict[str, Any]:
+def packed(values: NDArray[Any], *, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> dict[str, Any]:
     """An array as text that `unpack` of `common.js` reads: zlib, then base64.
 
     Args:
         values: of a type that JavaScript has: uint8, uint16, int8, int16, int32 or float32.
-        level: of compression, 1 to 9; 6 takes half the time of 9, and hardly more room.
+        strategy: zlib's; for measured numbers, in which few sequences repeat, `zlib.Z_RLE` is ten times as fast and
+            needs less room.
 
     Raises:
         TypeError: for another type.
@@ -67,7 +68,8 @@ def packed(values: NDArray[Any], *, level: int = 9) -> dict[str, Any]:
             f"an array of {values.dtype} cannot be packed; turn it into float32 or an integer of up to 32 bits"
         )
     ordered = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    data = base64.b64encode(zlib.compress(ordered.tobytes(), level)).decode()
+    press = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    data = base64.b64encode(press.compress(ordered.tobytes()) + press.flush()).decode()
     return {"dtype": values.dtype.name, "shape": list(values.shape), "data": data}
 
 

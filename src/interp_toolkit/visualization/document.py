@@ -71,6 +71,17 @@ class Paragraph:
         return f"<p>{shown(self.text)}</p>"
 
 
+@dataclass(frozen=True)
+class Heading:
+    """A heading between the parts of a page."""
+
+    text: str
+
+    def to_html(self) -> str:
+        """See `Part.to_html`."""
+        return f"<h2>{shown(self.text)}</h2>"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table of plain text.
@@ -145,4 +156,4 @@ class Document:
         )
 
 
-__all__ = ["Document", "Paragraph", "Part", "Table", "shortened", "shown", "text_width", "visible"]
+__all__ = ["Document", "Heading", "Paragraph", "Part", "Table", "shortened", "shown", "text_width", "visible"]

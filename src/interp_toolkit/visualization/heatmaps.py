@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from interp_toolkit.visualization.bitmaps import Bitmap
 from interp_toolkit.visualization.bundle import packed
@@ -64,7 +63,7 @@ class Heatmap(View):
     title: str
     caption: str = ""
     column_name: str = ""
-    limit: float | None = None
+    limit: int | float | None = None
     notes: Sequence[Sequence[str]] | None = None
     row_name: str = ""
     marked: Sequence[tuple[int, int]] = ()
@@ -97,7 +96,7 @@ class Heatmap(View):
     def full(self) -> float:
         """How far from the centre colours are full."""
         if self.limit:
-            return abs(self.limit - self.centre) or 1.0
+            return float(abs(self.limit - self.centre)) or 1.0
         known = [self._above(v) for row in self.values for v in row if math.isfinite(v)]
         return max(map(abs, known), default=1.0) or 1.0
 
@@ -262,7 +261,7 @@ class Heatmap(View):
                 y=top + height * (r + 0.5) + 4,
                 text=_fitting(text, width - 6),
                 anchor="middle",
-                style="deep" if abs(self._above(self.values[r][c])) > 0.5 * self.full else "ink",
+                style=_style_on(self._above(self.values[r][c]) / self.full),
             )
             for r, row in enumerate(self.texts or ())
             for c, text in enumerate(row)
@@ -295,6 +294,66 @@ class Heatmap(View):
         told = f"{high}; without colour: {_number(self.centre)}" if lowest and self.centre else high
         return [Label(x=left, y=y + 13, text=low), Label(x=last, y=y + 13, text=told)], boxes
 
+
+def plot_lens(
+    tokens: Sequence[Sequence[str | Sequence[str]]],
+    probabilities: Any,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "Logit lens",
+    caption: str = "The most probable next token after each layer; colour is its probability, on hover the next ones.",
+    row_name: str = "layer",
+    column_name: str = "token",
+) -> Heatmap:
+    r"""What a lens reads at each layer and position: a table of tokens, coloured by probability.
+
+    Args:
+        tokens: for each row and column a token, or several, the most probable one first.
+        probabilities: of these tokens, `[row, column]` or `[row, column, token]`.
+        rows: labels of the rows, usually layers.
+        columns: labels of the columns, usually the tokens that the model reads.
+        title: above it.
+        caption: what it shows.
+        row_name: what the rows are.
+        column_name: what the columns are.
+
+    Raises:
+        ValueError: when tokens, probabilities and labels do not match.
+
+    Example:
+        >>> view = plot_lens([[["Paris", "Rome"]]], [[[0.9, 0.1]]], rows=["12"], columns=["is"])
+        >>> view.texts, view.notes
+        ([['Paris']], [['Paris 90.0%\nRome 10.0%']])
+    """
+    shares = array(probabilities)
+    several = [[[cell] if isinstance(cell, str) else list(cell) for cell in row] for row in tokens]
+    shares = shares[..., None] if shares.ndim == 2 else shares
+    wanted = (len(several), len(several[0]) if several else 0, len(several[0][0]) if several and several[0] else 0)
+    if shares.shape != wanted or not all(wanted):
+        raise ValueError(f"tokens are of {' × '.join(map(str, wanted))} cells, probabilities of {list(shares.shape)}")
+    notes = [
+        [
+            "\n".join(f"{visible(name)} {p:.1%}" for name, p in zip(*cell, strict=True))
+            for cell in zip(*both, strict=True)
+        ]
+        for both in zip(several, shares.tolist(), strict=True)
+    ]
+    return Heatmap(
+        values=shares[..., 0].tolist(),
+        texts=[[visible(cell[0]) for cell in row] for row in several],
+        notes=notes if wanted[2] > 1 else None,
+        rows=rows,
+        columns=columns,
+        row_name=row_name,
+        column_name=column_name,
+        title=title,
+        caption=caption,
+        scale="sequential",
+        limit=1.0,
+    )
+
+
 def _thinned(number: int, needed: float) -> range:
     """Which labels there is room for, each needing so many places: all, every second, fifth, tenth, and so on."""
     step, factors = 1, (2, 2.5, 2)
@@ -303,6 +362,11 @@ def _thinned(number: int, needed: float) -> range:
         step = round(step * factors[turn % 3])
         turn += 1
     return range(0, number, step)
+
+
+def _style_on(share: float) -> Literal["ink", "deep", "warm"]:
+    """How a text is written on a box of this colour."""
+    return "deep" if share > 0.7 else "warm" if share < -0.7 else "ink"
 
 
 def _texts(rows: Sequence[Sequence[str]] | None) -> list[list[str]] | None:
@@ -335,4 +399,4 @@ def _number(value: int | float) -> str:
     return (f"{value:.2f}" if plain else f"{value:.1e}").replace("-", "−")
 
 
-__all__ = ["Heatmap"]
+__all__ = ["Heatmap", "plot_lens"]

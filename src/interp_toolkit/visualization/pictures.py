@@ -1,7 +1,7 @@
 """Pictures of coloured boxes, shapes and labels, laid out once and drawn two ways: as SVG and by matplotlib.
 
-Matplotlib draws them for PNG and PDF. Blue is positive and orange negative, which people with any of the common colour blindnesses tell apart. An SVG has a
-light and a dark form; PNG and PDF are light.
+Matplotlib draws them for PNG and PDF, which are light; an SVG has a light and a dark form. Blue is positive and orange
+negative, which people with any of the common colour blindnesses tell apart.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import html
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from interp_toolkit.visualization.document import shown, text_width
 from interp_toolkit.visualization.shapes import Shape, draw_shapes, shape_style
@@ -27,14 +27,14 @@ _BRIGHT_POSITIVE, _BRIGHT_NEGATIVE = (100, 170, 235), (240, 145, 70)
 _INK, _SOFT, _CROSS = "#1b1f24", "#59636e", "#8c959f"
 _STYLE = f"""
 .ink {{ fill: {_INK}; font: 12px system-ui, sans-serif; }} .soft {{ fill: {_SOFT}; font: 11px system-ui, sans-serif; }}
-.title {{ fill: {_INK}; font: 600 14px system-ui, sans-serif; }} .deep {{ fill: #fff; font: 12px system-ui, sans-serif; }}
-text {{ unicode-bidi: isolate; white-space: pre; }}
+.title {{ fill: {_INK}; font: 600 14px system-ui, sans-serif; }} text {{ unicode-bidi: isolate; white-space: pre; }}
+.deep {{ fill: #fff; font: 12px system-ui, sans-serif; }} .warm {{ fill: {_INK}; font: 12px system-ui, sans-serif; }}
 svg text {{ pointer-events: none; }} svg text.whole {{ pointer-events: auto; }}
 .missing {{ stroke: {_CROSS}; stroke-width: 1; fill: none; }} .dark {{ display: none; }}
 rect {{ shape-rendering: crispEdges; }} .mark {{ stroke: {_INK}; stroke-width: 2; fill: none; pointer-events: none; }}
 g.cell:hover rect {{ stroke: {_INK}; stroke-width: 1.5; }} @media (prefers-color-scheme: dark) {{
-.light {{ display: none; }} .dark {{ display: inline; }} .ink, .title {{ fill: #e6edf3; }} .soft {{ fill: #9198a1; }} .deep {{ fill: #0d1117; }}
-.mark, g.cell:hover rect {{ stroke: #e6edf3; }} }}
+.light {{ display: none; }} .dark {{ display: inline; }} .ink, .title {{ fill: #e6edf3; }} .soft {{ fill: #9198a1; }}
+.deep, .warm {{ fill: #0d1117; }} .mark, g.cell:hover rect {{ stroke: #e6edf3; }} }}
 """
 # Of those that are installed, these lend the characters that matplotlib's own font does not have.
 _MORE_FONTS = (
@@ -50,8 +50,8 @@ _MORE_FONTS = (
     "Symbola",
 )
 _UNKNOWN = "□"
-_SIZES = {"title": 14.0, "ink": 12.0, "soft": 11.0, "deep": 12.0}
-_COLOURS = {"title": _INK, "ink": _INK, "soft": _SOFT, "deep": "#ffffff"}
+_SIZES = {"title": 14.0, "ink": 12.0, "soft": 11.0, "deep": 12.0, "warm": 12.0}
+_COLOURS = {"title": _INK, "ink": _INK, "soft": _SOFT, "deep": "#ffffff", "warm": _INK}
 _Pixels = int | float
 _Point = tuple[_Pixels, _Pixels]
 
@@ -66,7 +66,7 @@ class Label:
         text: what is written.
         whole: what is shown on hover, if the text was cut.
         anchor: the part of the text that is at `x`.
-        style: `"title"`, `"ink"`, `"soft"`, or `"deep"` for a text on a deeply coloured box.
+        style: `"title"`, `"ink"`, `"soft"`, or `"deep"` and `"warm"` on boxes of deep blue and orange.
     """
 
     x: _Pixels
@@ -74,7 +74,7 @@ class Label:
     text: str
     whole: str | None = None
     anchor: Literal["start", "middle", "end"] = "start"
-    style: Literal["title", "ink", "soft", "deep"] = "soft"
+    style: Literal["title", "ink", "soft", "deep", "warm"] = "soft"
 
     @property
     def right(self) -> float:
@@ -186,6 +186,21 @@ class Picture:
     bitmaps: Sequence[Drawing] = ()
     shapes: Sequence[Shape] = ()
     pixels: Sequence[Pixels] = ()
+
+    def moved(self, right: _Pixels, down: _Pixels) -> Picture:
+        """Its labels, boxes and bitmaps further to the right and further down, for a picture of several.
+
+        Raises:
+            ValueError: for a picture with shapes, which cannot be moved.
+        """
+        if self.shapes:
+            raise ValueError("a picture with shapes cannot be moved")
+
+        def there(part: Any) -> Any:
+            return replace(part, x=part.x + right, y=part.y + down)
+
+        labels, boxes, bitmaps = ([there(p) for p in parts] for parts in (self.labels, self.boxes, self.bitmaps))
+        return replace(self, labels=labels, boxes=boxes, bitmaps=bitmaps)
 
     def to_svg(self) -> str:
         """The picture as SVG, complete in itself."""

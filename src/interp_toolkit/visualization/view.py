@@ -51,7 +51,7 @@ class View(Part, ABC):
 
     def figure(self, *, titled: bool) -> str:
         """The view as a figure: still picture, data, caption and table."""
-        heading = f"<h2>{shown(self.title)}</h2>" if titled else ""
+        heading = f"<h3>{shown(self.title)}</h3>" if titled else ""
         return (
             f'<figure data-view="{self.modules[0]}">{heading}<div class="live" hidden></div>'
             f'<div class="still">{self.picture(titled=False).to_svg()}</div><figcaption>{shown(self.caption)}</figcaption>'

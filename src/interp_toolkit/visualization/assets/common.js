@@ -12,7 +12,7 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-const SVG_TAGS = new Set(["svg", "g", "path", "rect", "circle", "line", "text", "tspan", "title", "polyline", "polygon", "defs",
+const SVG_TAGS = new Set(["svg", "g", "path", "rect", "circle", "line", "text", "tspan", "title", "image", "polyline", "polygon", "defs",
   "marker", "clipPath"]);
 
 /** Text of a model or user: isolated, so that its direction stays its own. */
@@ -161,13 +161,16 @@ async function save(name, kind, made) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
+const COPIED = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "font",
+  "display", "visibility"];
+
 /** An SVG element as a file's text, with its colours written into it. */
 export function svgText(svg) {
   const copy = svg.cloneNode(true);
   const inner = [...copy.querySelectorAll("*")];
   [...svg.querySelectorAll("*")].forEach((from, n) => {
     const style = getComputedStyle(from);
-    for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font", "display"]) {
+    for (const name of COPIED) {
       const value = style.getPropertyValue(name);
       if (value) inner[n].style.setProperty(name, value);
     }

@@ -1,0 +1,125 @@
+"""The story of a behaviour in sentences: only what was measured, and nothing where nothing stands out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from interp_toolkit.circuits import Effects
+
+if TYPE_CHECKING:
+    from interp_toolkit.report.explaining import Report, Said
+
+_CARRIES = 0.5  # of the difference: a place is said to carry the answer from here on
+_NAMED = 3  # heads in a sentence
+_SMALL = 0.05  # effects below are not worth a sentence
+
+
+def story(report: Report) -> list[str]:
+    """What was found, the most important first."""
+    sentences = [
+        _says(report.clean) + " " + _says(report.corrupt),
+        f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
+        f"{_end(report.clean):.2f} behind the clean prompt, {_end(report.corrupt):.2f} behind the corrupt one.",
+        _rise(report),
+        _places(report.sweeps["resid"], report.clean.tokens),
+        _heads(report.heads, report.pairs),
+        _circuit(report),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _says(said: Said) -> str:
+    best, probability = said.top[0]
+    return f"After “{said.text}” the model says “{best}” ({probability:.2f})."
+
+
+def _end(said: Said) -> float:
+    found = said.lens.difference
+    return math.nan if found is None else float(found[-1, -1])
+
+
+def _rise(report: Report) -> str:
+    """Where the difference between the two answers comes up in the clean run."""
+    found = report.clean.lens.difference
+    if found is None:
+        return ""
+    line = found[:, -1]
+    steps = line.diff()
+    best = int(steps.argmax())
+    late = (line < line[-1] / 2).nonzero()
+    half = int(late[-1]) + 1 if len(late) and float(line[-1]) > 0 else 0
+    name = report.clean.lens.depths
+    return (
+        f"Read out early, the residual stream at the last token prefers neither much at first ({float(line[0]):+.2f}); "
+        f"the difference rises most in block {name[best + 1]} (by {float(steps[best]):.2f}) and is above half of its "
+        f"final value from behind block {name[half]} on."
+        if half
+        else ""
+    )
+
+
+def _places(effects: Effects, tokens: tuple[str, ...]) -> str:
+    """At which tokens the residual stream carries the answer, in which layers."""
+    if not effects.normalizable:
+        return ""
+    share = effects.effect.nan_to_num(0.0)
+    stays = [
+        (position, carried[0], carried[-1])
+        for position in range(share.shape[1])
+        if len(carried := (share[:, position] >= _CARRIES).nonzero().flatten().tolist())
+    ]
+    if not stays:
+        return "No single position of the residual stream carries half of the difference in any layer."
+    parts = [
+        f"at “{tokens[position]}” (token {position}) in front of layer"
+        + (f" {first}" if first == last else f"s {first} to {last}")
+        for position, first, last in sorted(stays, key=lambda stay: stay[1:])
+    ]
+    return (
+        "Put into the corrupt run alone, the clean residual stream brings back half of the difference or more "
+        + _listed(parts)
+        + "."
+    )
+
+
+def _heads(effects: Effects, pairs: int) -> str:
+    if not effects.normalizable:
+        return ""
+    share = effects.effect.nan_to_num(0.0)
+    order = share.flatten().abs().argsort(descending=True, stable=True)[:_NAMED]
+    width = share.shape[1]
+    named = [
+        f"L{int(n) // width}H{int(n) % width} ({float(share.flatten()[n]):+.0%})"
+        for n in order
+        if abs(float(share.flatten()[n])) >= _SMALL
+    ]
+    if not named:
+        most = float(share.abs().max())
+        return f"No single head brings back more than {most:.0%} of the difference: the work is shared."
+    over = "" if pairs == 1 else f", the mean of {pairs} pairs of prompts"
+    return f"Of single heads, {_listed(named)} bring back most of the difference{over}."
+
+
+def _circuit(report: Report) -> str:
+    circuit = report.circuit
+    if circuit is None:
+        return ""
+    note = circuit.notes.get("faithfulness", {})
+    value, low, high = (note.get(name, math.nan) for name in ("value", "low", "high"))
+    sure = "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+    apart = circuit.notes.get("prompts", {})
+    where = "prompts that they were not found on" if report.pairs > 3 else "the prompts that they were found on"
+    number = apart.get("evaluation", report.pairs)
+    return (
+        f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges between {len(circuit.heads)} heads and "
+        f"{len(circuit.mlps)} MLPs, everything else ablated, keep {value:.0%} of the difference{sure} on "
+        f"{number} of {where}."
+    )
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+__all__ = ["story"]
