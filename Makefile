@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 .PHONY: bench bench-circuits bench-peers browser check clean demo docs format generated help test test-slow torture
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
-	$(BIN)/interp-toolkit demo -o demo-output/demo.html
+	$(BIN)/interp-toolkit demo -o demo-output/report.html
 
 test: .venv/dev.stamp browser ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup

@@ -94,7 +94,7 @@ def quality(
     for name in names:
         make = getattr(tasks, name)
         train = make(tokenizer, n=discovery).filtered(model)
-        test = make(tokenizer, n=3 * evaluation, split="test").filtered(model)
+        test = make(tokenizer, n=2 * evaluation, split="test").filtered(model)
         test = test.select(range(min(evaluation, len(test))))
         here, there = (runs_of(model, tokenizer, task) for task in (train, test))
         print(f"{name}: {len(train)} prompts to find, {len(test)} to judge, metric {test.metric}", flush=True)

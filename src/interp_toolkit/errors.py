@@ -15,6 +15,7 @@ InterpError                       everything raised here on purpose
 │   └── AlignmentError            two prompts that do not line up
 ├── CircuitError                  a circuit that cannot be found, run or judged as asked
 ├── ProbeError                    data from which no probe can be trained or judged as asked
+├── SteeringError                 a direction that cannot be found, or steered along, as asked
 ├── FileFormatError               a saved file that is not what it says
 └── StoreError                    a store that cannot be read or written as asked
     └── CorruptStoreError         a store that is not what was written
@@ -88,6 +89,10 @@ class ProbeError(InterpError, ValueError):
     """Data from which no probe can be trained or judged as asked."""
 
 
+class SteeringError(InterpError, ValueError):
+    """A direction that cannot be found, or steered along, as asked."""
+
+
 class FileFormatError(InterpError, ValueError):
     """A file that cannot be read as what it claims to be."""
 
@@ -118,6 +123,7 @@ __all__ = [
     "ProbeError",
     "RunError",
     "SiteError",
+    "SteeringError",
     "StoreError",
     "TokenError",
     "UnavailableSiteError",

@@ -19,7 +19,7 @@ from interp_toolkit.circuits import patch_sweep
 from interp_toolkit.model import Span
 from interp_toolkit.model.positions import PositionsLike
 from interp_toolkit.model.tokens import answer_token, token_string, tokenizer_for
-from interp_toolkit.visualization import Document, Heatmap, Paragraph, Table
+from interp_toolkit.visualization import Heatmap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,24 +91,6 @@ class Showcase:
             )
             for place, by_component in self.effects.items()
         ]
-
-    def page(self) -> Document:
-        """Everything on one self-contained page."""
-        answers = ", ".join(f"{token!r} {p:.2f}" for token, p in self.answers)
-        heads = Table(
-            title=f"Heads whose last position looks at {self.subject!r}",
-            headers=["head", "attention"],
-            rows=[(name, f"{share:.2f}") for name, share in self.heads],
-        )
-        return Document(
-            title="Where does the model keep that the Eiffel Tower is in Paris?",
-            parts=(
-                Paragraph(self.sentence()),
-                *self.heatmaps(),
-                Paragraph(f"“{self.prompt}” continues with {answers}."),
-                heads,
-            ),
-        )
 
 
 def showcase(

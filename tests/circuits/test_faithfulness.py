@@ -20,7 +20,6 @@ from torch import Tensor
 from circuits.planted import Planted, grouped
 from interp_toolkit.circuits.attribution import attribute
 from interp_toolkit.circuits.circuit import Circuit, circuit_of
-from interp_toolkit.circuits.curves import measured
 from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.faithfulness import (
     SIZES,
@@ -44,7 +43,7 @@ from interp_toolkit.circuits.hypothesis_tests import (
     minimality_test,
     sufficiency_test,
 )
-from interp_toolkit.circuits.judging import check_behaviour
+from interp_toolkit.circuits.judging import check_behaviour, measured
 from interp_toolkit.circuits.metrics import metric_of
 from interp_toolkit.circuits.random_circuits import inflated, random_circuit
 from interp_toolkit.circuits.scores import EdgeScores

@@ -20,8 +20,9 @@ from interp_toolkit.circuits.contrast import contrasted
 from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.exact import exact_scores
 from interp_toolkit.circuits.faithfulness import rank_quality
-from interp_toolkit.circuits.finder import METHODS, CircuitFinder, smallest, split
+from interp_toolkit.circuits.finder import METHODS, CircuitFinder, smallest
 from interp_toolkit.circuits.metrics import metric_of
+from interp_toolkit.circuits.splitting import split
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import AlignmentError, CircuitError, InterpWarning
 from tiny import tiny_model, tokens

@@ -20,7 +20,7 @@ from interp_toolkit import tasks
 from interp_toolkit.circuits import role_scores
 from interp_toolkit.circuits.circuit_words import UNLABELLED
 from interp_toolkit.circuits.dataset import Pairs, prepare_pairs
-from interp_toolkit.circuits.role_direct import Direct, moved
+from interp_toolkit.model.direct import Direct, moved
 from interp_toolkit.circuits.role_scores import repeats
 from interp_toolkit.circuits.role_tests import HEAD_SCORES, THRESHOLDS
 from interp_toolkit.circuits.roles import RoleTable, head_roles

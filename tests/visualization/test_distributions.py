@@ -457,7 +457,10 @@ def test_thirty_layers_of_two_thousand_rows_make_a_page_of_at_most_three_megabyt
     x = r.standard_normal((2000, 576)).astype(np.float32) * np.geomspace(30, 1, 576).astype(np.float32)
     texts = [f"The city of number {n} is in country {n * 7919 % 1000}, as everybody knows." for n in range(2000)]
     view = plot_activations(
-        {n: x * (n + 1) for n in range(30)}, labels=np.arange(2000) % 2, texts=texts, direction=x[0]
+        {n: x[r.permutation(2000)] * (n + 1) for n in range(30)},
+        labels=np.arange(2000) % 2,
+        texts=texts,
+        direction=x[0],
     )
     assert len(view.page().to_html()) < 3_000_000
 

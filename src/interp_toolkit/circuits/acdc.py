@@ -15,7 +15,11 @@ Three things make it fast without changing what comes out:
   once, and every run begins at that layer.
 
 Edges into a node from which nothing leads on cannot move the metric; they are dropped without a run, as ACDC does, when
-the walk comes to them. At the end edges that nothing from `embed` reaches are dropped too: they carry nothing.
+the walk comes to them. A norm behind attention, or over all heads' queries or keys, couples the heads of a layer: there
+such edges can move it as long as anything reads that layer's attention, and they are run like others.
+
+At the end edges that are not `connected` are dropped. What is left is measured once more: `AcdcResult.value` is that of
+the circuit that comes out. Only in layers with such a norm it can differ from what the walk ended with.
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_toolkit.circuits.graph import checked, connected, top_edges
+from interp_toolkit.circuits.graph import checked, connected, path_of, top_edges
 from interp_toolkit.circuits.graph_shape import Graph
+from interp_toolkit.circuits.judging import used_prompts
 from interp_toolkit.circuits.resumed import ResumedRuns
 from interp_toolkit.circuits.scores import EdgeScores
 from interp_toolkit.circuits.subgraph import CircuitRuns
@@ -56,12 +61,12 @@ class AcdcResult:
         mask: the edges of the circuit.
         start: the edges that it began with.
         edges: source and destination of each edge, in the order of the walk.
-        kept: whether it stayed.
+        kept: whether it stayed; what is not connected at the end stayed, but is not in the mask.
         effects: what leaving it out took from the metric when its turn came, the mean over prompts; positive helps the
-            clean answer. 0 for edges into nodes from which nothing led on.
+            clean answer. 0 for edges into nodes from which nothing led on, which were not run.
         tolerance: in the metric's unit.
         harmful: what happened to edges whose removal makes the metric better.
-        value: the metric of the circuit.
+        value: the metric of the circuit, of a run of `mask` itself.
         full: the metric of all edges.
         empty: the metric of none.
         measured: circuits that were run, those for nothing included.
@@ -90,12 +95,13 @@ class AcdcResult:
 
     def summary(self) -> str:
         """The walk in words."""
-        free = int((self.effects == 0).sum())
+        free, loose = int((self.effects == 0).sum()), int(self.kept.sum()) - int(self.mask.sum())
+        left = f" {loose:,} edges that stayed are not connected and were left out at the end." if loose else ""
         return (
             f"ACDC kept {int(self.mask.sum()):,} of {int(self.start.sum()):,} edges at tolerance {self.tolerance:.4g}: "
             f"metric {self.value:.4g} beside {self.full:.4g} with all edges and {self.empty:.4g} with none "
             f"(faithfulness {self.faithfulness:.3f} on the prompts of the search). {self.measured:,} circuits were "
-            f"run; {free:,} edges needed no run or moved nothing."
+            f"run; {free:,} edges needed no run or moved nothing.{left}"
         )
 
 
@@ -144,8 +150,8 @@ def acdc(
         True
     """
     graph = runs.graph
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
-    start, values = _start(graph, candidates, largest)
+    numbers = runs.numbers(pairs)
+    start, values = _start(runs, candidates, largest)
     begin = start, graph.valid, torch.zeros_like(start)
     at_start, full, empty = runs.measure(torch.stack(begin), pairs=numbers).double().mean(1).tolist()
     tau = _tolerance(tolerance, unit, full, empty, runs.metric.name)
@@ -155,7 +161,7 @@ def acdc(
     guess = _Guess(values, tau, _MOST if at_once is None else at_once)
     walk = _Walk(ResumedRuns(runs, numbers, start), start, at_start, tau, rule, guess)
     walk.run(progress=progress)
-    mask = connected(graph, walk.mask)
+    mask = connected(graph, walk.mask, ablation=runs.ablation.kind)
     if not bool(mask.any()):
         warnings.warn(
             f"no circuit is left: no edge moved {runs.metric.name} by {tau:.4g}, where all edges and none are "
@@ -173,19 +179,19 @@ def acdc(
         effects=effects,
         tolerance=tau,
         harmful=rule,
-        value=walk.value,
+        value=float(runs.measure(mask[None], pairs=numbers).double().mean()),
         full=full,
         empty=empty,
-        measured=walk.measured + len(begin),
-        scores=_scores(runs, walk, effects, len(numbers)),
+        measured=walk.measured + len(begin) + 1,
+        scores=_scores(runs, walk, effects, numbers),
     )
 
 
 def _start(
-    graph: Graph, candidates: EdgeScores | Tensor | None, largest: int | None
+    runs: CircuitRuns, candidates: EdgeScores | Tensor | None, largest: int | None
 ) -> tuple[Bool[Tensor, "source dest"], Float[Tensor, "source dest"] | None]:
     """The circuit to begin with, of which every edge lies on a path, and scores to guess from."""
-    values = None
+    graph, kind, values = runs.graph, runs.ablation.kind, None
     if isinstance(candidates, EdgeScores):
         if candidates.graph != graph:
             raise CircuitError(f"the scores are of another model: of {candidates.graph}, not of {graph}")
@@ -193,11 +199,9 @@ def _start(
         mask = graph.valid if largest is None else top_edges(graph, values, min(largest, graph.num_edges))
     else:
         mask = graph.valid if candidates is None else checked(graph, candidates.cpu())
-    found = connected(graph, mask)
+    found = connected(graph, mask, ablation=kind)
     if not bool(found.any()):
-        raise CircuitError(
-            f"the walk needs candidates on a path from embed to logits, but of {int(mask.sum()):,} edges none is"
-        )
+        raise CircuitError(f"the walk needs candidates on {path_of(kind)}, but of {int(mask.sum()):,} edges none is")
     return found, values
 
 
@@ -217,17 +221,20 @@ def _tolerance(tolerance: float, unit: str, full: float, empty: float, name: str
     return tolerance * gap if unit == "gap" else float(tolerance)
 
 
-def _scores(runs: CircuitRuns, walk: _Walk, effects: Tensor, prompts: int) -> EdgeScores:
+def _scores(runs: CircuitRuns, walk: _Walk, effects: Tensor, numbers: Sequence[int]) -> EdgeScores:
     values = torch.zeros(runs.graph.valid.shape)
     places = torch.tensor(walk.edges)
     values[places[:, 0], places[:, 1]] = effects.float()
-    notes = {
-        "prompts": prompts,
+    notes: dict[str, Any] = {
+        "prompts": len(numbers),
+        **used_prompts(runs.pairs, numbers),
         "ablation": runs.ablation.kind,
         "tolerance": walk.tolerance,
         "harmful": walk.harmful,
         "candidates": len(walk.edges),
     }
+    if runs.stream.frozen:
+        notes["frozen"] = list(runs.stream.frozen)
     return EdgeScores(
         graph=runs.graph,
         values=values,
@@ -324,6 +331,7 @@ class _Walk:
         self.effects: list[float] = []
         self.measured = 0
         self._sign = resumed.runs.sign
+        self._coupled = bool(resumed.runs.stream.frozen)
         self._guess = guess
 
     def run(self, *, progress: bool) -> None:
@@ -364,9 +372,15 @@ class _Walk:
         return steps, masks
 
     def _leads_on(self, dest: int, mask: Tensor) -> bool:
-        """Whether anything reads the nodes of which this is an input."""
+        """Whether anything reads the nodes of which this is an input, or nodes that these are coupled with."""
         nodes = self.graph.sources_of_dest(dest)
-        return not nodes or bool(mask[list(nodes)].any())
+        if not nodes:
+            return True
+        first, last = min(nodes), max(nodes) + 1
+        if self._coupled and not self.graph.dest_names[dest].endswith("MLP"):
+            first -= (first - 1) % self.graph.sources_per_layer
+            last = first + self.graph.num_heads
+        return bool(mask[first:last].any())
 
     def _decide(self, step: _Step, values: Sequence[float]) -> bool:
         """Keep an edge or drop it; whether that was guessed."""

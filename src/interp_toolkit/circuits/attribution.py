@@ -14,8 +14,13 @@ layers; two F are for the two runs):
   step (Dhamdhere et al. 2019).
 - `relp`, 2F + B: at the clean run, with rules of relevance propagation in place of the gradient (Jafari et al. 2025).
 
-The sign is that of everything here: a positive score helps the clean answer. Along every cut of the graph, scores by
-`conductance` sum to the metric's clean − ablated; those by `eap-ig` do so for the edges out of `embed`.
+The sign is that of everything here: a positive score helps the clean answer. With `ablation="corrupt"`, scores by
+`conductance` sum to the metric's clean − ablated along every cut of the graph, and those by `eap-ig` do so for the edges
+out of `embed`, both up to the error of few steps. With other ablations they need not: the line of embeddings ends at a
+mean, or at zero, where heads and MLPs still write something, and not in the ablated run.
+
+With `ablation="zero"` that line ends where norms have no slope that means anything (1/√ε, or none): `clean-corrupt` and
+`conductance`, which take the slope there, are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from torch import Tensor, nn
 
 from interp_toolkit.circuits.ablated import Ablated, AblationKind
 from interp_toolkit.circuits.dataset import Answers, prepare_pairs
-from interp_toolkit.circuits.judging import digests_of
+from interp_toolkit.circuits.judging import used_prompts
 from interp_toolkit.circuits.metrics import MetricLike, metric_of
 from interp_toolkit.circuits.reference import Reference
 from interp_toolkit.circuits.scores import EdgeScores
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 
 AttributionMethod = Literal["eap", "clean-corrupt", "eap-ig", "eap-ig-activations", "conductance", "relp"]
 ATTRIBUTIONS: tuple[str, ...] = get_args(AttributionMethod)
+_AT_THE_END = ("clean-corrupt", "conductance")  # methods that take a slope at the ablated embedding
 _PROMPTS_KEPT = 2**28  # scores that are kept prompt by prompt: 1 GB in float32
 
 
@@ -83,7 +89,7 @@ def attribute_edges(
         layout: for a model class of your own.
 
     Raises:
-        CircuitError: for a method that does not exist or has no such steps.
+        CircuitError: for a method that does not exist, has no such steps, or does not go with the ablation.
         AlignmentError, TokenError: for prompts and answers that do not fit.
         MetricError: for a metric without a gradient.
 
@@ -95,6 +101,7 @@ def attribute_edges(
         46
     """
     check_method(method, steps)
+    check_ablation(method, ablation)
     pairs = prepare_pairs(model, clean_inputs, corrupt_inputs, answers, tokenizer=tokenizer, layout=layout)
     runs = CircuitRuns(
         model, pairs, metric_of(metric), ablation=ablation, reference=reference, memory=memory, layout=layout
@@ -114,6 +121,19 @@ def check_method(method: str, steps: int) -> None:
         raise CircuitError(f"a line between two runs needs at least one step, not {steps}")
 
 
+def check_ablation(method: str, ablation: str) -> None:
+    """Refuse methods that take the slope where the embedding is zero.
+
+    Raises:
+        CircuitError: saying what works.
+    """
+    if ablation == "zero" and method in _AT_THE_END:
+        raise CircuitError(
+            f"{method} takes a slope where the whole embedding is ablated, but with ablation='zero' that is zero, and "
+            "norms have no usable slope there: take 'eap', 'eap-ig' or 'relp', or another ablation"
+        )
+
+
 def attribute(
     runs: CircuitRuns,
     method: str,
@@ -130,9 +150,13 @@ def attribute(
         steps: points along the line.
         by_position: keep positions apart too.
         pairs: numbers of the pairs; all if it is not given.
+
+    Raises:
+        CircuitError: for a method that does not exist or does not go with the ablation, and pairs named twice.
     """
     check_method(method, steps)
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
+    check_ablation(method, runs.ablation.kind)
+    numbers = runs.numbers(pairs)
     lengths = sorted({runs.pairs.lengths[n] for n in numbers})
     if by_position and len(lengths) > 1:
         raise CircuitError(f"scores by position need prompts of one length, but these have {lengths} tokens")
@@ -168,7 +192,7 @@ def attribute(
 def _notes(runs: CircuitRuns, numbers: Sequence[int], method: str, steps: int) -> dict[str, Any]:
     notes: dict[str, Any] = {
         "prompts": len(numbers),
-        "prompt_digests": digests_of(runs.pairs, numbers),
+        **used_prompts(runs.pairs, numbers),
         "ablation": runs.ablation.kind,
     }
     if method in ("eap-ig", "eap-ig-activations", "conductance"):
@@ -216,7 +240,7 @@ def difference(ablated: Ablated, clean: Point) -> Source:
 def _conductance(
     runs: CircuitRuns, ablated: Ablated, steps: int, by_position: bool
 ) -> Float[Tensor, "pair *pos source dest"]:
-    """Σ_k g(α_k) · [u(α_{k+1}) − u(α_{k−1})] / 2, one-sided at the ends: the trapezoid rule of Σ ∫ g du."""
+    """Σ_k g(α_k) · [u(α_{k+1}) − u(α_{k−1})] / 2, one-sided at the ends: the trapezoid rule of ∫ g du."""
     gradient = GradientRun(runs, ablated)
     here, there = ablated.clean_embed, ablated.clean_embed - ablated.embed
     recent: list[tuple[float, Point]] = []
@@ -277,4 +301,12 @@ def _sublayers(
         yield Source(embed=None, z={}, mlp={layer: whole.mlp[layer]}), layer, {("mlp_out", layer): ends}
 
 
-__all__ = ["ATTRIBUTIONS", "AttributionMethod", "attribute", "attribute_edges", "check_method", "difference"]
+__all__ = [
+    "ATTRIBUTIONS",
+    "AttributionMethod",
+    "attribute",
+    "attribute_edges",
+    "check_ablation",
+    "check_method",
+    "difference",
+]

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp_toolkit.circuits.circuit_files import Saved, circuit_json, read_circuit
-from interp_toolkit.circuits.circuit_words import Role, key_nodes, words_of_notes
+from interp_toolkit.circuits.circuit_words import Role, key_nodes, used_by, words_of_notes
 from interp_toolkit.circuits.edges import Edge, edges_of, frame_of
-from interp_toolkit.circuits.graph import checked, connected
+from interp_toolkit.circuits.graph import checked, connected, path_of
 from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.errors import CircuitError, FileFormatError
 from interp_toolkit.provenance import Provenance
@@ -39,7 +39,8 @@ class Circuit:
     """A set of edges of a model, with their scores and how they were found.
 
     Two circuits of one graph can be joined (`|`), cut (`&`), subtracted (`-`, `^`) and compared (`<=`, `jaccard`). What
-    was measured on the parts, as faithfulness, does not hold for the result and is left out.
+    was measured on the parts, as faithfulness, does not hold for the result and is left out; which prompts they were
+    found on is kept.
 
     Args:
         graph: of the model.
@@ -198,12 +199,15 @@ class Circuit:
 
     def complement(self) -> Circuit:
         """All other edges of the model."""
-        notes = {"operation": "complement", "edges_of_parts": [self.num_edges]}
+        notes = {"operation": "complement", "edges_of_parts": [self.num_edges], **used_by(self.notes)}
         return self._changed(self.graph.valid & ~self.mask, notes)
 
     def pruned(self) -> Circuit:
-        """Its edges that lie on a path from `embed` to `logits`; notes stay."""
-        mask = connected(self.graph, self.mask)
+        """Its edges that can carry something: those on a path from `embed` to `logits`; notes stay.
+
+        With means or zeros as ablation those on any path to `logits`: see `connected`.
+        """
+        mask = connected(self.graph, self.mask, ablation=self.ablation)
         return self._changed(mask, self.notes | {"pruned": self.num_edges - int(mask.sum())})
 
     def jaccard(self, other: Circuit) -> float:
@@ -233,6 +237,7 @@ class Circuit:
         self._check(other)
         mask = combine(self.mask, other.mask)
         notes = {"operation": operation, "edges_of_parts": [self.num_edges, other.num_edges]}
+        notes |= used_by(self.notes, other.notes)
         named = {role.node for role in self.roles}
         found = replace(
             self,
@@ -277,11 +282,12 @@ class Circuit:
         ):
             lines += key_nodes(title, names, self.roles, number)
         lines.append(f"Edges: {self.num_edges:,} of {self.graph.num_edges:,} ({100 * self.density:.3g}%)")
-        loose = self.num_edges - int(connected(self.graph, self.mask).sum())
+        loose = self.num_edges - int(connected(self.graph, self.mask, ablation=self.ablation).sum())
+        path = path_of(self.ablation)
         if loose == self.num_edges:
-            lines.append("None of them is on a path from embed to logits, so the circuit carries nothing.")
+            lines.append(f"None of them is on {path}, so the circuit carries nothing.")
         elif loose:
-            lines.append(f"{loose:,} of them are on no path from embed to logits: .pruned() leaves them out.")
+            lines.append(f"{loose:,} of them are on {path.replace('a ', 'no ', 1)}: .pruned() leaves them out.")
         return "\n".join([*lines, *self._found(), *words_of_notes(self.notes)])
 
     def strongest_nodes(self) -> list[tuple[str, float]]:

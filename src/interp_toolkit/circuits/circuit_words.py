@@ -83,6 +83,20 @@ def words_of_notes(notes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def used_by(*notes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The digests of all prompts that circuits with these notes were found on, each once.
+
+    Example:
+        >>> used_by({"prompt_digests": ["a", "b"]}, {"prompt_digests": ["b"]}, {})
+        {'prompt_digests': ['a', 'b']}
+    """
+    found: dict[str, list[str]] = {}
+    for name in ("prompt_digests", "corrupt_digests"):
+        digests = dict.fromkeys(digest for known in notes for digest in known.get(name) or ())
+        found |= {name: list(digests)} if digests else {}
+    return found
+
+
 def _measured(value: Any) -> str:
     """A number, or one with its interval."""
     if not isinstance(value, Mapping):
@@ -100,4 +114,4 @@ def _counted(value: Any) -> str:
     return ", ".join(f"{n} for {use}" for use, n in value.items()) if isinstance(value, Mapping) else str(value)
 
 
-__all__ = ["UNLABELLED", "Role", "key_nodes", "words_of_notes"]
+__all__ = ["UNLABELLED", "Role", "key_nodes", "used_by", "words_of_notes"]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp_toolkit.activations.files import load_tensors, save_tensors
+from interp_toolkit.circuits.graph import path_of
 from interp_toolkit.circuits.hypothesis_tests import TestResult
 from interp_toolkit.circuits.judging import Interval, intervals, shares
 from interp_toolkit.errors import CircuitError, FileFormatError
@@ -38,7 +39,7 @@ class CircuitEvaluation:
 
     Attributes:
         edges: of the circuit.
-        connected: how many of them lie on a path from `embed` to `logits`.
+        connected: how many of them lie on a path from `embed` to `logits` (with means or zeros: to `logits`).
         total: edges of the whole model.
         model: m(M), the metric of the whole model on each prompt.
         ablated: m(∅), of the empty circuit.
@@ -183,9 +184,10 @@ class CircuitEvaluation:
         """
         loose = self.edges - self.connected
         means = [float(x.mean()) for x in (self.model, self.circuit, self.ablated)]
+        no_path = path_of(self.ablation).replace("a ", "no ", 1)
         of = f"{self.edges:,} of {self.total:,} edges ({self.edges / self.total:.2%})"
         lines = [
-            f"Circuit of {of}" + (f", {loose:,} of them on no path from embed to logits" if loose else ""),
+            f"Circuit of {of}" + (f", {loose:,} of them on {no_path}" if loose else ""),
             f"Judged on {self.metric}, {len(self.model)} prompt{'' if len(self.model) == 1 else 's'}",
             f"Edges outside of it are ablated by {self.ablation}.",
             "Metric: model {:.3f}, circuit {:.3f}, without any edge {:.3f}".format(*means),

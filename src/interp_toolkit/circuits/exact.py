@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from interp_toolkit.circuits.graph import checked, random_edges
 from interp_toolkit.circuits.graph_shape import Graph
+from interp_toolkit.circuits.judging import used_prompts
 from interp_toolkit.circuits.scores import EdgeScores
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError
@@ -84,7 +85,7 @@ def exact_cost(runs: CircuitRuns, n: int, *, pairs: Sequence[int] | None = None,
         >>> exact_cost(runs, 45).runs
         45
     """
-    numbers = _numbers(runs, pairs)
+    numbers = runs.numbers(pairs)
     random_edges(runs.graph, n, seed=seed)  # refuses numbers that the graph does not have
     trial = random_edges(runs.graph, min(_TRIAL, runs.graph.num_edges), seed=seed)
     runs.measure(runs.graph.valid[None], pairs=numbers[:1])  # what is done once: the ablated run, the first metric
@@ -131,7 +132,7 @@ def exact_scores(
         >>> int(measured_edges(scores).sum())
         10
     """
-    graph, numbers = runs.graph, _numbers(runs, pairs)
+    graph, numbers = runs.graph, runs.numbers(pairs)
     chosen = _chosen(graph, edges, sample, seed)
     if edges is None and sample is None:
         _check_time(runs, numbers)
@@ -153,6 +154,7 @@ def exact_scores(
         unit=runs.metric.unit,
         notes={
             "prompts": len(numbers),
+            **used_prompts(runs.pairs, numbers),
             "ablation": runs.ablation.kind,
             "measured": int(chosen.sum()),
             "measured_edges": _packed(graph, chosen),
@@ -178,13 +180,6 @@ def measured_edges(scores: EdgeScores) -> Bool[Tensor, "source dest"]:
 
 
 # --- which edges ------------------------------------------------------------------------------------------------
-
-
-def _numbers(runs: CircuitRuns, pairs: Sequence[int] | None) -> list[int]:
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
-    if not numbers:
-        raise CircuitError("no pair of prompts is given: exact scores need one at least")
-    return numbers
 
 
 def _chosen(graph: Graph, edges: Tensor | None, sample: int | None, seed: int) -> Bool[Tensor, "source dest"]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from interp_toolkit.circuits.ablated import AblationKind
 from interp_toolkit.circuits.circuit import Circuit
-from interp_toolkit.circuits.curves import SIZES, FaithfulnessCurve, Selection, area, curve, measured
+from interp_toolkit.circuits.curves import SIZES, FaithfulnessCurve, Selection, area, curve
 from interp_toolkit.circuits.dataset import Answers, prepare_pairs
 from interp_toolkit.circuits.evaluation import CircuitEvaluation, Parts
 from interp_toolkit.circuits.graph import connected
@@ -27,18 +27,17 @@ from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.circuits.hypothesis_tests import (
     TestResult,
     distance,
-    equivalence_test,
-    independence_test,
     minimality_test,
     sufficiency_test,
+    tests_of_prompts,
 )
 from interp_toolkit.circuits.judging import (
     Interval,
     check_apart,
     check_behaviour,
     check_graph,
-    chosen_pairs,
-    digests_of,
+    measured,
+    overlap,
     prompt_digest,
     shares,
 )
@@ -207,15 +206,15 @@ def judge(
     """
     removed = check_options(circuit, random, minimality)
     check_graph(runs, circuit.graph, "a circuit")
-    numbers = chosen_pairs(runs, pairs)
-    shared = check_apart(circuit.notes, digests_of(runs.pairs, numbers), "the circuit")
+    numbers = runs.numbers(pairs)
+    shared = check_apart(circuit.notes, runs.pairs, numbers, "the circuit")
     graph, mask, generator = runs.graph, circuit.mask, Random(seed)
     chance = [random_circuit(graph, circuit.num_edges, seed=generator) for _ in range(random)]
     values = measured(runs, [torch.zeros_like(mask), mask, graph.valid & ~mask, *chance], numbers)
     model = runs.clean[numbers]
     check_behaviour(model, values[0], runs.metric.name, runs.sign, level)
     names, without = _without_each(runs, mask, removed, numbers)
-    tests = [equivalence_test(values[1], model, level=level), independence_test(values[2], model, level=level)]
+    tests = tests_of_prompts(values[1], values[2], model, values[0], level=level)
     if chance:
         tests.append(sufficiency_test(float(distance(values[1], model)), distance(values[3:], model), level=level))
     if removed == "edges" and names:
@@ -224,7 +223,7 @@ def judge(
             tests.append(minimality_test(distance(without, values[1]), added, names=names, level=level))
     return CircuitEvaluation(
         edges=circuit.num_edges,
-        connected=int(connected(graph, mask).sum()),
+        connected=int(connected(graph, mask, ablation=runs.ablation.kind).sum()),
         total=graph.num_edges,
         model=model,
         ablated=values[0],
@@ -267,14 +266,16 @@ def check_options(circuit: Circuit, random: int, minimality: bool | str) -> Part
     raise CircuitError(f"minimality is False, True, 'edges' or 'nodes', not {minimality!r}")
 
 
-def _notes(runs: CircuitRuns, circuit: Circuit, shared: int, prompts: int) -> dict[str, Any]:
+def _notes(runs: CircuitRuns, circuit: Circuit, shared: tuple[int, int], prompts: int) -> dict[str, Any]:
     caveats = []
     for name, here in (("ablation", runs.ablation.kind), ("metric", runs.metric.name)):
         found = getattr(circuit, name)
         if found and found != here:
             caveats.append(f"the circuit was found with the {name} {found}, but is judged with {here}")
-    if shared:
-        caveats.append(f"{shared} of {prompts} prompts were also used to find the circuit")
+    if shared[0]:
+        caveats.append(f"{shared[0]} of {prompts} prompts were also used to find the circuit")
+    if shared[1]:
+        caveats.append(overlap(shared[1], prompts, "the circuit"))
     return {"graph": asdict(runs.graph)} | ({"caveats": caveats} if caveats else {})
 
 

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -15,20 +14,21 @@ from torch import Tensor, nn
 
 from interp_toolkit.circuits.ablated import AblationKind
 from interp_toolkit.circuits.acdc import acdc
-from interp_toolkit.circuits.attribution import ATTRIBUTIONS, attribute, check_method
+from interp_toolkit.circuits.attribution import ATTRIBUTIONS, attribute, check_ablation, check_method
 from interp_toolkit.circuits.circuit import Circuit
 from interp_toolkit.circuits.contrast import contrasted
 from interp_toolkit.circuits.dataset import Answers, Pairs, prepare_pairs
 from interp_toolkit.circuits.evaluation import CircuitEvaluation
 from interp_toolkit.circuits.exact import exact_scores
 from interp_toolkit.circuits.faithfulness import judge
-from interp_toolkit.circuits.graph import connected, greedy_edges, top_edges
-from interp_toolkit.circuits.judging import check_behaviour, prompt_digest
+from interp_toolkit.circuits.graph import connected, greedy_edges, path_of, top_edges
+from interp_toolkit.circuits.judging import check_behaviour
 from interp_toolkit.circuits.metrics import MetricLike, metric_of
 from interp_toolkit.circuits.pruning import prune_edges
 from interp_toolkit.circuits.reference import Reference
 from interp_toolkit.circuits.roles import head_roles
 from interp_toolkit.circuits.scores import EdgeScores
+from interp_toolkit.circuits.splitting import split, words_of_split
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError, InterpWarning
 from interp_toolkit.model.layout import Layout
@@ -44,7 +44,6 @@ METHODS: tuple[str, ...] = (*ATTRIBUTIONS, *SEARCHES)
 _COMBINED = ("eap-ig", "clean-corrupt", "relp")
 _SIZES = 18  # of the first search, from 16 edges to all
 _REFINED = 5  # further sizes between two neighbours, twice
-_FEWEST_APART = 4  # pairs: with fewer, discovery and evaluation share them
 _STEP = 1e-3  # tolerance of acdc, as a share of the metric's difference
 
 
@@ -74,7 +73,8 @@ class CircuitFinder:
 
     Args:
         model: a causal language model, as it is.
-        threshold: how far faithfulness may be from 1 on the discovery prompts: the smallest circuit within it is kept.
+        threshold: how far faithfulness may be from 1 on the discovery prompts: of about thirty sizes that are tried, the
+            smallest one within it is kept.
         method: how edges are scored: `eap`, `clean-corrupt`, `eap-ig`, `eap-ig-activations`, `conductance`, `relp`
             (see `interp_toolkit.circuits.attribution`), `exact` (each edge left out, for small models), `combine` (mean
             of three attributions), `edge-pruning` (learned), or `acdc` (the best edges by `eap-ig`, dropped one by
@@ -85,7 +85,7 @@ class CircuitFinder:
         steps: points along the line, for methods that have one.
         ablation: what stands for an edge that is left out.
         reference: for means.
-        evaluation: share of the pairs that are kept for judging.
+        evaluation: share of the pairs that are kept for judging; see `interp_toolkit.circuits.splitting`.
         random: how many random circuits of the same size are run beside it.
         roles: whether heads and MLPs are tested for roles.
         seed: of the split and the random circuits.
@@ -134,8 +134,9 @@ class CircuitFinder:
             )
         if method not in METHODS:
             raise CircuitError(f"a method is one of {', '.join(METHODS)}, not {method!r}")
-        if method in ATTRIBUTIONS:
-            check_method(method, steps)
+        for name in _COMBINED if method == "combine" else (method,) if method in ATTRIBUTIONS else ():
+            check_method(name, steps)
+            check_ablation(name, ablation)
         if selection not in get_args(Selection):
             raise CircuitError(f"selection is 'top' or 'greedy', not {selection!r}")
         if not 0 <= evaluation < 1:
@@ -182,7 +183,7 @@ class CircuitFinder:
             self.model, clean_inputs, corrupt_inputs, answers, tokenizer=self.tokenizer, layout=self.layout
         )
         caveats = []
-        if answers is None and metric_of(target_metric).name not in ("kl",) and not any(pairs.targets):
+        if answers is None and metric_of(target_metric).needs_answers and not any(pairs.targets):
             pairs = contrasted(self.model, pairs, layout=self.layout)
             first = pairs.answer_names()
             caveats.append(
@@ -198,8 +199,7 @@ class CircuitFinder:
             layout=self.layout,
         )
         discovery, evaluation = split(pairs, self.evaluation, self.seed)
-        if set(discovery) & set(evaluation):
-            caveats.append(f"judged on the prompts that it was found on: {len(pairs)} pairs are too few to part them")
+        caveats += words_of_split(pairs, discovery, evaluation)
         empty = runs.measure(torch.zeros_like(runs.graph.valid)[None], pairs=discovery)[0]
         self._check(runs, discovery, empty)
         scores = self._scores(runs, discovery, progress)
@@ -285,12 +285,12 @@ class CircuitFinder:
 
     def _best(self, scores: EdgeScores, n: int) -> Bool[Tensor, "source dest"]:
         choose = greedy_edges if self.selection == "greedy" else top_edges
-        return connected(scores.graph, choose(scores.graph, scores.values, n, by="absolute"))
+        return connected(scores.graph, choose(scores.graph, scores.values, n, by="absolute"), ablation=self.ablation)
 
     def _circuit(self, scores: EdgeScores, mask: Tensor, words: str, caveats: Sequence[str]) -> Circuit:
         if not bool(mask.any()):
             raise CircuitError(
-                f"no edge of those chosen lies on a path from embed to logits ({words}): choose more edges, or "
+                f"no edge of those chosen lies on {path_of(self.ablation)} ({words}): choose more edges, or "
                 "selection='greedy'"
             )
         circuit = scores.circuit(mask, words)
@@ -302,7 +302,7 @@ class CircuitFinder:
     def _judged(self, runs: CircuitRuns, circuit: Circuit, evaluation: Sequence[int]) -> CircuitEvaluation:
         with warnings.catch_warnings():
             # That prompts are shared is among the caveats.
-            warnings.filterwarnings("ignore", message=".*found on", category=InterpWarning)
+            warnings.filterwarnings("ignore", message=".*were also used to find", category=InterpWarning)
             return judge(runs, circuit, random=self.random, pairs=evaluation, seed=self.seed)
 
     def _roles(self, circuit: Circuit, pairs: Pairs) -> tuple[Any, ...]:
@@ -316,31 +316,6 @@ class CircuitFinder:
             layout=self.layout,
         )
         return table.roles
-
-
-def split(pairs: Pairs, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Pairs to find a circuit on and pairs to judge it on; pairs with the same clean prompt stay together.
-
-    Args:
-        pairs: all of them.
-        share: of the pairs to judge on.
-        seed: of the draw.
-
-    Returns:
-        Numbers of the pairs, in order. With fewer than four different prompts, or a share of 0, all pairs are in both.
-    """
-    by_prompt: dict[str, list[int]] = {}
-    for number, tokens in enumerate(pairs.clean):
-        by_prompt.setdefault(prompt_digest(tokens.row()), []).append(number)
-    groups = list(by_prompt.values())
-    if len(groups) < _FEWEST_APART or share == 0:
-        return list(range(len(pairs))), list(range(len(pairs)))
-    Random(seed).shuffle(groups)
-    wanted = min(len(pairs) - 1, max(1, round(share * len(pairs))))
-    kept: list[int] = []
-    while len(kept) < wanted and len(groups) > 1:
-        kept += groups.pop()
-    return sorted(n for group in groups for n in group), sorted(kept)
 
 
 def smallest(
@@ -400,4 +375,4 @@ def _combined(parts: Sequence[EdgeScores]) -> EdgeScores:
     )
 
 
-__all__ = ["METHODS", "CircuitFinder", "Found", "smallest", "split"]
+__all__ = ["METHODS", "CircuitFinder", "Found", "smallest"]

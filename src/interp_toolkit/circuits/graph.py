@@ -18,6 +18,7 @@ from interp_toolkit.model.verify import verified
 
 By = Literal["absolute", "signed"]
 """How edges are ranked: by the size of their scores, or by the scores themselves (harmful edges last)."""
+_SELF_MADE = ("mean", "positional", "zero")  # ablations that are no run of the model
 
 
 def graph_of(model: nn.Module, layout: Layout | None = None) -> Graph:
@@ -83,15 +84,23 @@ def checked(graph: Graph, mask: Bool[Tensor, "source dest"]) -> Bool[Tensor, "so
     return mask
 
 
-def connected(graph: Graph, mask: Bool[Tensor, "source dest"]) -> Bool[Tensor, "source dest"]:
-    """The edges of a mask that lie on some path from `embed` to `logits`.
+def connected(
+    graph: Graph, mask: Bool[Tensor, "source dest"], *, ablation: str = "corrupt"
+) -> Bool[Tensor, "source dest"]:
+    """The edges of a mask that lie on some path from `embed` to `logits`; for means and zeros, on one to `logits`.
 
     A node is reached if one of its inputs is, and matters if one of its outgoing edges does; the keys and values of a
     group are inputs of all its heads.
 
+    A node that nothing reaches reads the ablated run. If that is the corrupt run, it writes there what stands for it
+    anyway, and edges out of it carry nothing. If sources are set to means or zeros, it computes something from these
+    that is not its own mean, or zero: edges out of it carry the difference, and stay.
+
     Args:
         graph: of the model.
         mask: which edges there are.
+        ablation: what edges outside carry: `"corrupt"` (also for what is not known), `"mean"`, `"positional"` or
+            `"zero"`.
 
     Returns:
         A new mask.
@@ -108,12 +117,9 @@ def connected(graph: Graph, mask: Bool[Tensor, "source dest"]) -> Bool[Tensor, "
         ['embed->L0H1.q', 'L0H1->L1MLP', 'L1MLP->logits']
     """
     checked(graph, mask)
-    reached = torch.zeros(graph.num_sources, dtype=torch.bool, device=mask.device)
-    reached[0] = True
-    for layer in range(graph.num_layers):
-        heads, mlp, dests, own = _places(graph, layer)
-        reached[heads] = _head_inputs(graph, (mask[: heads.start, dests] & reached[: heads.start, None]).any(0))
-        reached[mlp] = (mask[:mlp, own] & reached[:mlp]).any()
+    reached = torch.ones(graph.num_sources, dtype=torch.bool, device=mask.device)
+    if ablation not in _SELF_MADE:
+        reached = _reached(graph, mask)
     matters = torch.zeros(graph.num_dests, dtype=torch.bool, device=mask.device)
     matters[-1] = True
     for layer in reversed(range(graph.num_layers)):
@@ -123,6 +129,27 @@ def connected(graph: Graph, mask: Bool[Tensor, "source dest"]) -> Bool[Tensor, "
         shared = used.view(graph.num_groups, -1).any(1)
         matters[dests] = torch.cat([used, shared, shared])
     return mask & reached[:, None] & matters
+
+
+def path_of(ablation: str) -> str:
+    """On what path an edge has to lie to be `connected`, in words.
+
+    Example:
+        >>> path_of("mean"), path_of("corrupt")
+        ('a path to logits', 'a path from embed to logits')
+    """
+    return "a path to logits" if ablation in _SELF_MADE else "a path from embed to logits"
+
+
+def _reached(graph: Graph, mask: Bool[Tensor, "source dest"]) -> Bool[Tensor, " source"]:
+    """The sources to which a path leads from `embed`."""
+    reached = torch.zeros(graph.num_sources, dtype=torch.bool, device=mask.device)
+    reached[0] = True
+    for layer in range(graph.num_layers):
+        heads, mlp, dests, own = _places(graph, layer)
+        reached[heads] = _head_inputs(graph, (mask[: heads.start, dests] & reached[: heads.start, None]).any(0))
+        reached[mlp] = (mask[:mlp, own] & reached[:mlp]).any()
+    return reached
 
 
 def _places(graph: Graph, layer: int) -> tuple[slice, int, slice, int]:
@@ -291,6 +318,7 @@ __all__ = [
     "connected",
     "graph_of",
     "greedy_edges",
+    "path_of",
     "random_edges",
     "ranked",
     "top_edges",

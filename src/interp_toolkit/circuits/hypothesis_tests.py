@@ -9,11 +9,13 @@ s is the metric of a prompt, C the circuit, M the whole model, and δ(A, B) the 
 - Minimality, for every edge e of C: δ(C, C without e) is above δ(C⁺, C⁺ without a), where C⁺ is C with a random path
   more and a an edge of that path, in at least q = 90% of the draws. Exact binomial p-value, the smallest one times the
   number of edges (Bonferroni). Rejected: some edge does no more than one added at random.
-- Sufficiency: C is as near to M, by δ, as at most q = 90% of random circuits of its size. Exact binomial p-value.
-  Rejected: C is better than chance.
+- Sufficiency: C is nearer to M, by δ, than at most q = 90% of random circuits of its size; one that is as near is not
+  beaten. Exact binomial p-value. Rejected: C is better than chance.
 
 The first three speak for the circuit when they are *not* rejected, which few prompts make easy; the last one when it
-is. Its answer needs 29 random circuits at least; the paper has 100.
+is. Its answer needs 29 random circuits at least; the paper has 100. Equivalence and independence ask how s_C and what is left
+go with s_M, which says nothing where s_M is one number for all prompts (`kl`, a distance from M; an accuracy of 1): they
+are then not done, and say so.
 
 Unlike the paper's code: prompts on which C and M agree up to rounding are left out of the equivalence test (as in a
 sign test) instead of counting as losses; the width of each HSIC kernel is the median distance within its own variable;
@@ -36,6 +38,9 @@ from interp_toolkit.errors import CircuitError
 
 PERMUTATIONS = 1000
 _ROUNDING = 1e-5  # of the spread of the values: what differs by less does not differ
+_EPSILONS = 16  # of the largest value, by which runs of other batches differ at least
+_EQUIVALENCE = "the chance that the circuit has a larger metric than the model is within {:g} of 1/2"
+_INDEPENDENCE = "the metric without the circuit's edges is independent of the model's, over prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +50,31 @@ class TestResult:
     Attributes:
         name: of the test.
         hypothesis: the null hypothesis in words.
-        statistic: what was counted or measured: a share, or the HSIC.
-        p_value: the chance of something as far from the hypothesis, if it holds.
+        statistic: what was counted or measured: a share, or the HSIC; None if the test was not done.
+        p_value: the chance of something as far from the hypothesis, if it holds; None if the test was not done.
         cases: prompts, or random circuits.
         level: it is rejected below 1 − this.
-        meaning: what the outcome says, in words.
+        meaning: what the outcome says, in words, or why the test was not done.
     """
 
     __test__ = False  # pytest would take it for one of its own
 
     name: str
     hypothesis: str
-    statistic: float
-    p_value: float
+    statistic: float | None
+    p_value: float | None
     cases: int
     level: float
     meaning: str
 
     @property
     def rejected(self) -> bool:
-        """Whether the null hypothesis is rejected."""
-        return self.p_value < 1 - self.level
+        """Whether the null hypothesis is rejected; False if the test was not done."""
+        return self.p_value is not None and self.p_value < 1 - self.level
 
     def __str__(self) -> str:
+        if self.p_value is None:
+            return f"{self.name}: not done: {self.meaning}"
         outcome = "rejected" if self.rejected else "not rejected"
         return f"{self.name}: p = {self.p_value:.3g} ({outcome}): {self.meaning}"
 
@@ -75,6 +82,46 @@ class TestResult:
 def distance(first: Float[Tensor, "*cells prompt"], second: Float[Tensor, "*other prompt"]) -> Float[Tensor, "*cells"]:
     """δ: the mean over prompts of the squared difference, as the paper's code has it."""
     return (first - second).double().square().mean(-1)
+
+
+def tests_of_prompts(
+    circuit: Float[Tensor, " prompt"],
+    complement: Float[Tensor, " prompt"],
+    model: Float[Tensor, " prompt"],
+    ablated: Float[Tensor, " prompt"],
+    *,
+    level: float = 0.95,
+) -> list[TestResult]:
+    """The tests of equivalence and independence, where the model's metric differs between prompts.
+
+    Args:
+        circuit: the metric of each prompt in the circuit's run.
+        complement: with all edges but the circuit's.
+        model: in the model's run.
+        ablated: without any edge: by its side is seen how large differences are.
+        level: 1 − the p-value below which hypotheses are rejected.
+
+    Example:
+        >>> one, many = torch.ones(9), torch.arange(9.0)
+        >>> [str(test)[:30] for test in tests_of_prompts(many, many, one, one - 1)]
+        ['equivalence: not done: the met', 'independence: not done: the met']
+    """
+    spread = float(model.max() - model.min())
+    if spread > max(_rounding(model), _ROUNDING * float((model - ablated).abs().max())):
+        return [equivalence_test(circuit, model, level=level), independence_test(complement, model, level=level)]
+    reason = f"the metric is {float(model.mean()):z.4g} in the whole model, the same on all {len(model)} prompts"
+    return [
+        TestResult(
+            name=name,
+            hypothesis=hypothesis,
+            statistic=None,
+            p_value=None,
+            cases=len(model),
+            level=level,
+            meaning=reason,
+        )
+        for name, hypothesis in (("equivalence", _EQUIVALENCE.format(0.1)), ("independence", _INDEPENDENCE))
+    ]
 
 
 # --- the four tests -----------------------------------------------------------------------------------------------
@@ -101,8 +148,7 @@ def equivalence_test(
     if not 0 <= epsilon < 0.5:
         raise CircuitError(f"epsilon is at least 0 and below 1/2, not {epsilon}")
     change = (circuit - model).double()
-    scale = torch.stack([circuit, model]).double().abs().max()
-    differ = change.abs() > _ROUNDING * scale
+    differ = change.abs() > _rounding(torch.stack([circuit, model]))
     n, better = int(differ.sum()), int((change[differ] > 0).sum())
     far = abs(better - n / 2)
     chances = [_binomial(n, k, 0.5 + epsilon) for k in range(n + 1) if abs(k - n / 2) >= far - 1e-9]
@@ -113,7 +159,7 @@ def equivalence_test(
     )
     return TestResult(
         name="equivalence",
-        hypothesis=f"the chance that the circuit has a larger metric than the model is within {epsilon:g} of 1/2",
+        hypothesis=_EQUIVALENCE.format(epsilon),
         statistic=share,
         p_value=p_value,
         cases=n,
@@ -155,7 +201,7 @@ def independence_test(
     p_value = (1 + as_large) / (1 + permutations)
     return TestResult(
         name="independence",
-        hypothesis="the metric without the circuit's edges is independent of the model's, over prompts",
+        hypothesis=_INDEPENDENCE,
         statistic=observed / max(1, n - 1) ** 2,
         p_value=p_value,
         cases=n,
@@ -212,7 +258,7 @@ def minimality_test(
 def sufficiency_test(
     circuit: float, random: Float[Tensor, " circuit"], *, quantile: float = 0.9, level: float = 0.95
 ) -> TestResult:
-    """Whether the circuit is nearer to the model than random circuits of its size.
+    """Whether the circuit is nearer to the model than random circuits of its size; as near is not nearer.
 
     Args:
         circuit: δ(C, M).
@@ -228,19 +274,25 @@ def sufficiency_test(
         (True, False)
     """
     _check_counts(1, len(random), quantile)
-    n, beaten = len(random), int((random >= circuit).sum())
+    n, beaten = len(random), int((random > circuit * (1 + _ROUNDING)).sum())
     p_value = min(1.0, math.fsum(_binomial(n, k, quantile) for k in range(beaten, n + 1)))
     few = quantile**n >= 1 - level
     return TestResult(
         name="sufficiency",
-        hypothesis=f"the circuit is as near to the model as at most {quantile:.0%} of random circuits of its size",
+        hypothesis=f"the circuit is nearer to the model than at most {quantile:.0%} of random circuits of its size",
         statistic=beaten / n,
         p_value=p_value,
         cases=n,
         level=level,
-        meaning=f"it is as near to the model as {beaten} of {n} random circuits of its size or nearer"
+        meaning=f"it is nearer to the model than {beaten} of {n} random circuits of its size"
         + (", which are too few to decide" if few else ""),
     )
+
+
+def _rounding(values: Float[Tensor, "*cells"]) -> float:
+    """By how much values may differ from rounding alone."""
+    spread, largest = float(values.max() - values.min()), float(values.abs().max())
+    return max(_ROUNDING * spread, _EPSILONS * torch.finfo(values.dtype).eps * largest)
 
 
 # --- chances ------------------------------------------------------------------------------------------------------
@@ -269,7 +321,7 @@ def _centred_kernel(values: Float[Tensor, " prompt"]) -> Float[Tensor, "prompt p
     """The Gaussian kernel of some numbers, as wide as their median distance, with means of rows and columns of zero."""
     x = values.double()
     apart = (x[:, None] - x).abs()
-    different = apart[apart > _ROUNDING * x.abs().max()]
+    different = apart[apart > _rounding(values)]
     if not len(different):
         return torch.zeros_like(apart)
     kernel = torch.exp(-(apart**2) / (2 * different.median() ** 2))
@@ -284,4 +336,5 @@ __all__ = [
     "independence_test",
     "minimality_test",
     "sufficiency_test",
+    "tests_of_prompts",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp_toolkit.circuits.dataset import Pairs
@@ -23,6 +23,7 @@ FEW = 8
 """With fewer prompts an interval means little."""
 
 DRAWS = 2000
+_DIGESTS = ("prompt_digests", "corrupt_digests")
 _ROUNDING = 1e-6  # as a share of the metric: what differs by less does not differ
 
 
@@ -156,7 +157,8 @@ def warn(text: str) -> None:
 def prompt_digest(ids: Sequence[int]) -> str:
     """A short name of a prompt, by which prompts used twice are found.
 
-    A circuit's `notes["prompt_digests"]` lists those of the clean prompts that it was found on.
+    A circuit's `notes["prompt_digests"]` lists those of the clean prompts that it was found on, its
+    `notes["corrupt_digests"]` those of the corrupt ones.
 
     Args:
         ids: its token ids.
@@ -171,31 +173,53 @@ def prompt_digest(ids: Sequence[int]) -> str:
     return hashlib.sha256(repr(tuple(int(n) for n in ids)).encode()).hexdigest()[:16]
 
 
-def digests_of(pairs: Pairs, numbers: Sequence[int] | None = None) -> list[str]:
-    """The digests of the clean prompts of some pairs, or of all."""
-    chosen = range(len(pairs)) if numbers is None else numbers
-    return [prompt_digest(pairs.clean[n].row()) for n in chosen]
+def used_prompts(pairs: Pairs, numbers: Sequence[int]) -> dict[str, list[str]]:
+    """What is noted of the pairs that something was found on: the digests of their clean and of their corrupt prompts."""
+    sides = (("prompt_digests", pairs.clean), ("corrupt_digests", pairs.corrupt))
+    return {name: [prompt_digest(side[n].row()) for n in numbers] for name, side in sides}
 
 
-def check_apart(notes: Mapping[str, Any], digests: Sequence[str], what: str) -> int:
-    """Warn when prompts were used for finding a circuit too.
+def check_apart(notes: Mapping[str, Any], pairs: Pairs, numbers: Sequence[int], what: str) -> tuple[int, int]:
+    """Warn when prompts were used for finding a circuit too: as clean prompts there and here.
 
     Args:
         notes: of the circuit, or of scores.
-        digests: of the prompts that it is judged on.
+        pairs: of prompts.
+        numbers: of those that it is judged on.
         what: it is, in words.
 
     Returns:
-        How many of the prompts were.
+        How many of the pairs have a clean prompt that was; and how many others share a prompt all the same: a corrupt
+        one, or one that was the other side of a pair there. These are not warned of.
     """
-    known = notes.get("prompt_digests") or ()
-    shared = sum(digest in set(known) for digest in digests)
+    here, known = used_prompts(pairs, numbers), {name: set(notes.get(name) or ()) for name in _DIGESTS}
+    every = set[str]().union(*known.values())
+    used = [digest in known["prompt_digests"] for digest in here["prompt_digests"]]
+    touched = [bool(every & set(both)) for both in zip(*here.values(), strict=True)]
+    shared = sum(used)
     if shared:
         warn(
-            f"{shared} of {len(digests)} prompts were also used to find {what}, so it looks better on them than it is: "
+            f"{shared} of {len(numbers)} prompts were also used to find {what}, so it looks better on them than it is: "
             "judge it on others"
         )
-    return shared
+    return shared, sum(touched) - shared
+
+
+def overlap(touched: int, prompts: int, what: str) -> str:
+    """That pairs share prompts with those that something was found on, in words."""
+    return f"{touched} of {prompts} pairs share a prompt with those that {what} was found on, as the other one of the pair".replace(
+        "the scores was", "the scores were"
+    )
+
+
+def measured(
+    runs: CircuitRuns, masks: Sequence[Bool[Tensor, "source dest"]], numbers: Sequence[int]
+) -> Float[Tensor, "circuit prompt"]:
+    """The metric of circuits, each of which is run once however often it is there."""
+    places: dict[bytes, int] = {}
+    order = [places.setdefault(mask.numpy().tobytes(), len(places)) for mask in masks]
+    different = [masks[order.index(n)] for n in range(len(places))]
+    return runs.measure(torch.stack(different), pairs=numbers)[order]
 
 
 def check_graph(runs: CircuitRuns, graph: Graph, what: str) -> None:
@@ -208,18 +232,6 @@ def check_graph(runs: CircuitRuns, graph: Graph, what: str) -> None:
         raise CircuitError(f"{what} of {graph} cannot be judged on a model of {runs.graph}")
 
 
-def chosen_pairs(runs: CircuitRuns, pairs: Sequence[int] | None) -> list[int]:
-    """The numbers of the pairs that are meant.
-
-    Raises:
-        CircuitError: for none, or numbers that there are not.
-    """
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
-    if not numbers or not all(0 <= n < len(runs.pairs) for n in numbers) or len(set(numbers)) < len(numbers):
-        raise CircuitError(f"pairs are different numbers from 0 to {len(runs.pairs) - 1}, at least one, not {numbers}")
-    return numbers
-
-
 __all__ = [
     "DRAWS",
     "FEW",
@@ -227,10 +239,11 @@ __all__ = [
     "check_apart",
     "check_behaviour",
     "check_graph",
-    "chosen_pairs",
-    "digests_of",
     "intervals",
+    "measured",
+    "overlap",
     "prompt_digest",
     "shares",
+    "used_prompts",
     "warn",
 ]

@@ -101,6 +101,11 @@ class Metric:
     _infinite: bool = field(default=False, repr=False)
     _whole: bool = field(default=False, repr=False)
 
+    @property
+    def needs_answers(self) -> bool:
+        """Whether there is nothing to measure without answers."""
+        return bool(self._wants)
+
     def needs(self, question: Question) -> tuple[int, ...] | None:
         """Ids of the tokens whose logits are enough, in the order that `measure` wants; None means all of them.
 

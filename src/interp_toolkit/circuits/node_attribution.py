@@ -14,8 +14,10 @@ is a forward pass, B a backward pass, m the number of steps; another F reads nod
 
 What sums to what: scores of neurons sum to that of their MLP, and scores of heads to that of their attention, where
 what follows them is linear (no norm behind). A head's or MLP's score by `eap`, `clean-corrupt`, `eap-ig` or `relp` is
-the sum of those of the edges out of it. By `conductance` the residual stream has clean − ablated in front of every
-layer, and so has every set of nodes that everything passes through; heads of several layers are none.
+the sum of those of the edges out of it. By `conductance`, with `ablation="corrupt"`, the residual stream has clean −
+ablated in front of every layer, and so has every set of nodes that everything passes through; heads of several layers
+are none. With means or zeros the line ends in no run of the model, and nothing sums like that. `clean-corrupt` and
+`conductance` are refused with zeros: norms have no usable slope there.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp_toolkit.circuits.ablated import Ablated, AblationKind
+from interp_toolkit.circuits.attribution import check_ablation
 from interp_toolkit.circuits.dataset import Answers, Pairs, prepare_pairs
 from interp_toolkit.circuits.effects import Effects
 from interp_toolkit.circuits.grid import Grid, make_grid
-from interp_toolkit.circuits.judging import digests_of
+from interp_toolkit.circuits.judging import used_prompts
 from interp_toolkit.circuits.metrics import MetricLike, metric_of
 from interp_toolkit.circuits.node_runs import NodeRun, ablated_values
 from interp_toolkit.circuits.node_softmax import softmax_scores
@@ -126,6 +129,7 @@ def attribute_nodes(
         (('layer', 'head'), (('0', '1'), ('0', '1')), 'noise')
     """
     check_nodes(kind, method, steps)
+    check_ablation(method, ablation)
     pairs = prepare_pairs(model, clean_inputs, corrupt_inputs, answers, tokenizer=tokenizer, layout=layout)
     if reference is None and ablation in ("mean", "positional"):
         reference = _means(model, pairs, kind, method, layout, positional=ablation == "positional")
@@ -179,7 +183,8 @@ def node_scores(
         pairs: numbers of the pairs; all if it is not given.
     """
     check_nodes(kind, method, steps)
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
+    check_ablation(method, runs.ablation.kind)
+    numbers = runs.numbers(pairs)
     chosen = _subset(runs.pairs, numbers)
     own = COMPONENTS[NODE_KINDS[kind]].index_axis
     over = ["layer", *(["pos"] if by_position else []), *([{"d_mlp": "neuron"}.get(own, own)] if own else [])]
@@ -217,7 +222,7 @@ def _effects(
         "kind": kind,
         "method": method,
         "ablation": runs.ablation.kind,
-        "prompt_digests": digests_of(runs.pairs, numbers),
+        **used_prompts(runs.pairs, numbers),
     }
     return Effects(
         title=f"Ablating each of {kind} in the clean run, by {method}",

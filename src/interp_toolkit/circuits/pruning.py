@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from interp_toolkit.circuits.circuit_pass import GatedPass, values_of
 from interp_toolkit.circuits.graph import top_edges
+from interp_toolkit.circuits.judging import used_prompts
 from interp_toolkit.circuits.metrics import METRICS
 from interp_toolkit.circuits.scores import EdgeScores
 from interp_toolkit.circuits.subgraph import CircuitRuns
@@ -125,8 +126,8 @@ def prune_edges(
         12
     """
     settings = settings or PruningSettings()
-    numbers = list(range(len(runs.pairs)) if pairs is None else pairs)
-    _check(runs, scores, edges, numbers)
+    numbers = runs.numbers(pairs)
+    _check(runs, scores, edges)
     with torch.random.fork_rng(devices=[]):
         learner = _Learner(runs, scores, edges, settings, numbers)
         losses = learner.learn(progress=progress)
@@ -136,12 +137,12 @@ def prune_edges(
         method="edge-pruning",
         metric=runs.metric.name,
         unit="probability",
-        notes=_notes(runs, scores, edges, settings, len(numbers)) | losses,
+        notes=_notes(runs, scores, edges, settings, numbers) | losses,
         provenance=provenance_of(runs.model, runs.wiring.layout),
     )
 
 
-def _check(runs: CircuitRuns, scores: EdgeScores, edges: int, numbers: Sequence[int]) -> None:
+def _check(runs: CircuitRuns, scores: EdgeScores, edges: int) -> None:
     graph = runs.graph
     if scores.graph != graph:
         raise CircuitError(f"the scores are of another model: of {scores.graph}, not of {graph}")
@@ -149,15 +150,14 @@ def _check(runs: CircuitRuns, scores: EdgeScores, edges: int, numbers: Sequence[
         raise CircuitError(f"edge pruning looks for a circuit of 1 to {graph.num_edges - 1:,} edges, not of {edges:,}")
     if not bool(scores.values.any()):
         raise CircuitError("all scores are 0: there is no edge to begin with")
-    if not numbers:
-        raise CircuitError("no pair of prompts is given: edge pruning needs one at least")
 
 
 def _notes(
-    runs: CircuitRuns, scores: EdgeScores, edges: int, settings: PruningSettings, prompts: int
+    runs: CircuitRuns, scores: EdgeScores, edges: int, settings: PruningSettings, numbers: Sequence[int]
 ) -> dict[str, Any]:
     return {
-        "prompts": prompts,
+        "prompts": len(numbers),
+        **used_prompts(runs.pairs, numbers),
         "ablation": runs.ablation.kind,
         "warm_start": scores.method,
         "wanted_edges": edges,

@@ -13,6 +13,7 @@ from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.errors import CircuitError
 
 _TRIES = 200
+_AGAIN = 20
 
 
 def random_circuit(graph: Graph, n: int, *, seed: int | Random = 0) -> Bool[Tensor, "source dest"]:
@@ -21,6 +22,9 @@ def random_circuit(graph: Graph, n: int, *, seed: int | Random = 0) -> Bool[Tens
     Random paths through edges drawn with equal chances are added until the next one does not fit or every node is on
     one; then single edges between nodes on these paths, with equal chances. Only where a few edges make no path are
     some left that are not connected.
+
+    Not all connected circuits are equally likely, and neither are all edges: those that many paths share, as from the
+    last MLP to the logits, are in more of these circuits than of all.
 
     Args:
         graph: of the model.
@@ -39,6 +43,16 @@ def random_circuit(graph: Graph, n: int, *, seed: int | Random = 0) -> Bool[Tens
     if not 0 <= n <= graph.num_edges:
         raise CircuitError(f"{n:,} edges cannot be chosen: the graph has {graph.num_edges:,}")
     generator = Random(seed) if isinstance(seed, int) else seed
+    mask = _drawn(graph, n, generator)
+    for _ in range(_AGAIN):
+        if bool((connected(graph, mask) == mask).all()):
+            break
+        mask = _drawn(graph, n, generator)  # an edge to fill up with led nowhere
+    return mask
+
+
+def _drawn(graph: Graph, n: int, generator: Random) -> Bool[Tensor, "source dest"]:
+    """A random circuit that may have an edge that is not connected."""
     places = graph.valid.nonzero()
     chosen: set[tuple[int, int]] = set()
     nodes = {0}

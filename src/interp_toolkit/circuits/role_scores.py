@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp_toolkit.circuits.role_direct import Direct, moved, outputs
+from interp_toolkit.model.direct import Direct, moved, outputs
 from interp_toolkit.errors import CircuitError
 from interp_toolkit.model.machine import token_limit
 from interp_toolkit.model.run import Run, run
@@ -27,6 +27,7 @@ _BUDGET = 1 << 28  # bytes of readings that are held at once
 _FEWEST, _MOST, _STEP = 14, 22, 3  # tokens that are repeated
 _WRITTEN_AT_ONCE = 64  # positions whose heads' outputs are held at once
 _EACH = 8  # sequences of each period
+_HALF = 0.5  # of what a head writes: what a subject tracker's share has to be above, surely
 
 RANDOM_SCORES = (
     "previous_token",
@@ -44,6 +45,7 @@ PROMPT_SCORES = (
     "answer_certainty",
     "subject_attention",
     "subject_share",
+    "subject_certainty",
     "subject_effect",
     "prompt_first_token",
     "prompt_written",
@@ -252,15 +254,15 @@ class _Means:
         mean: Tensor = total / number
         return mean.float()
 
-    def certainty(self, name: str) -> Tensor:
-        """How surely a mean is not 0: Student's t as the normal deviate of the same probability (Wallace 1959).
+    def certainty(self, name: str, beside: float = 0.0) -> Tensor:
+        """How surely a mean is not 0, or what it is put beside.
 
-        NaN for a single prompt, where nothing is known of chance.
+        Student's t as the normal deviate of the same probability (Wallace 1959); NaN for a single prompt, where nothing is known of chance.
         """
         number, total, squares = self._sums[name]
         mean, free = total / number, number - 1
         variance = (squares / number - mean.square()).clamp_min(1e-24) / free.clamp_min(1)
-        deviate = (free * (mean.square() / variance / free).log1p()).sqrt() * (8 * free + 1) / (8 * free + 3)
+        deviate = (free * ((mean - beside).square() / variance / free).log1p()).sqrt() * (8 * free + 1) / (8 * free + 3)
         return torch.where(number > 1, deviate, torch.nan).float()
 
 
@@ -268,7 +270,7 @@ def prompt_scores(
     wiring: Wiring, layers: Sequence[int], mlps: Sequence[int], prompts: Sequence[Asked], direct: Direct
 ) -> tuple[dict[str, Float[Tensor, "layer head"]], dict[str, Float[Tensor, " mlp"]]]:
     """The scores of `PROMPT_SCORES` and of `MLP_SCORES`; NaN where no prompt has a value."""
-    measured = [name for name in PROMPT_SCORES if name != "answer_certainty"]
+    measured = [name for name in PROMPT_SCORES if not name.endswith("certainty")]
     heads = _Means(measured, (len(layers), wiring.layout.num_heads))
     recall = _Means(("recall",), (len(mlps),))
     by_length: dict[int, list[Asked]] = {}
@@ -287,6 +289,7 @@ def prompt_scores(
     found_heads = {name: heads.mean(name) for name in measured}
     found_heads["prompt_written"] = _beside_most(found_heads["prompt_written"])
     found_heads["answer_certainty"] = heads.certainty("answer_effect")
+    found_heads["subject_certainty"] = heads.certainty("subject_share", _HALF)
     return found_heads, {"recall": recall.mean("recall"), "recall_certainty": recall.certainty("recall")}
 
 

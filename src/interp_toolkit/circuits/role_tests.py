@@ -25,6 +25,7 @@ wherever it looks, and has no role measured there but that of a sink | 0.1 |
 | `answer_certainty` | how surely that is not 0: Student's t over prompts, as a normal deviate | 3 |
 | `subject_attention` | `A[end, s]` to the last token of the subject, 0 for even attention | 0.3 |
 | `subject_share` | share of what the head writes at the end that is moved from there | 0.7 |
+| `subject_certainty` | how surely that share is not a half, as above | 3 |
 | `subject_effect` | its direct effect on the answer's logit minus the foil's, in nats; for information | none |
 | `recall` | direct effect of what an MLP writes at the subject's last token on the answer's logit minus the foil's, \
 in nats (Geva et al. 2023) | 0.3 |
@@ -69,6 +70,7 @@ THRESHOLDS: Mapping[str, float] = {
     "answer_certainty": 3.0,
     "subject_attention": 0.3,
     "subject_share": 0.7,
+    "subject_certainty": 3.0,
     "recall": 0.3,
     "recall_certainty": 3.0,
 }
@@ -159,7 +161,8 @@ ROLE_TESTS = (
     RoleTest(
         role="subject tracker",
         score="subject_attention",
-        besides=("subject_share",),
+        besides=("subject_share", "subject_certainty"),
+        known=("subject_certainty",),
         wrote="prompt_written",
         shown="subject_effect",
         where="the prompts",

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.circuits.circuit import Circuit
 from interp_toolkit.circuits.edges import Edge, edges_of, frame_of
-from interp_toolkit.circuits.graph import By, connected, greedy_edges, ranked, top_edges
+from interp_toolkit.circuits.graph import By, connected, greedy_edges, path_of, ranked, top_edges
 from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.errors import CircuitError, FileFormatError
 from interp_toolkit.provenance import Provenance
@@ -102,7 +102,7 @@ class EdgeScores:
             n: how many edges are chosen.
             by: `"absolute"` or `"signed"` scores.
             greedy: grow it from the logits, so that each edge has a path to them, instead of taking the best of all.
-            prune: leave out edges on no path from `embed` to `logits`; fewer than n may remain.
+            prune: leave out edges that cannot carry anything: see `connected`; fewer than n may remain.
 
         Raises:
             CircuitError: for a number of edges that the graph does not have.
@@ -117,7 +117,7 @@ class EdgeScores:
         Args:
             value: in the metric's unit.
             by: `"absolute"` or `"signed"` scores.
-            prune: leave out edges on no path from `embed` to `logits`.
+            prune: leave out edges that cannot carry anything: see `connected`.
         """
         mask = (ranked(self.graph, self.values, by) >= value) & self.graph.valid.to(self.values.device)
         return self.circuit(mask, f"edges with {by} score of at least {value:g}", prune=prune)
@@ -128,18 +128,19 @@ class EdgeScores:
         Args:
             mask: its edges, `[source, dest]`.
             selection: how they were chosen, in words.
-            prune: leave out edges on no path from `embed` to `logits`.
+            prune: leave out edges that cannot carry anything: see `connected`.
         """
-        kept = connected(self.graph, mask) if prune else mask
+        ablation = str(self.notes.get("ablation", ""))
+        kept = connected(self.graph, mask, ablation=ablation) if prune else mask
         chosen, left = int(mask.sum()), int(kept.sum())
-        words = selection + (f"; {left:,} of {chosen:,} are connected from embed to logits" if left < chosen else "")
+        words = selection + (f"; {left:,} of {chosen:,} are on {path_of(ablation)}" if left < chosen else "")
         return Circuit(
             graph=self.graph,
             mask=kept,
             scores=self.values,
             method=self.method,
             metric=self.metric,
-            ablation=str(self.notes.get("ablation", "")),
+            ablation=ablation,
             notes=self.notes | ({"selection": words} if words else {}) | {"chosen": chosen, "kept": left},
             provenance=self.provenance,
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interp_toolkit.visualization.lines import LineChart
 
 _WHOLE, _EVEN = 1.0, 0.5
+_CORE = 0.9  # of the draws
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +36,9 @@ class Stability:
         jaccard: edges of both over edges of either, for each two draws.
         to_circuit: the same of each draw and the circuit of all prompts.
         frequency: in what share of the draws each edge was chosen.
-        chance: what two random choices of as many edges share, about.
+        noise: the same as `jaccard` with the sign of each score of each prompt drawn at random: what two draws share
+            where no edge has an effect that prompts agree on, but scores are as large as these.
+        noise_frequency: in what share of such draws each edge was chosen.
         prompts: how many prompts were drawn each time.
     """
 
@@ -44,7 +47,8 @@ class Stability:
     jaccard: Float[Tensor, " pair"]
     to_circuit: Float[Tensor, " draw"]
     frequency: Float[Tensor, "source dest"]
-    chance: float
+    noise: Float[Tensor, " pair"]
+    noise_frequency: Float[Tensor, "source dest"]
     prompts: int
 
     @property
@@ -52,18 +56,24 @@ class Stability:
         """The mean Jaccard index of two draws: 1 if every draw of prompts gives the same circuit."""
         return float(self.jaccard.mean())
 
-    def core(self, share: float = 0.9) -> Bool[Tensor, "source dest"]:
+    @property
+    def null(self) -> float:
+        """The mean Jaccard index of two draws where no edge has an effect: what `mean` is to be seen beside."""
+        return float(self.noise.mean())
+
+    def core(self, share: float = _CORE) -> Bool[Tensor, "source dest"]:
         """The edges that were chosen in at least a share of the draws."""
         return (self.frequency >= share) & self.graph.valid
 
     def summary(self) -> str:
         """Stability in words."""
         low, high = (float(self.jaccard.quantile(q)) for q in (0.05, 0.95))
-        core = int(self.core().sum())
+        core, by_noise = (int((x >= _CORE)[self.graph.valid].sum()) for x in (self.frequency, self.noise_frequency))
         return (
             f"Circuits of {self.edges:,} edges from {self.prompts} prompts drawn again, {len(self.to_circuit)} times: "
-            f"two share {self.mean:.1%} of their edges (Jaccard; 90% of pairs from {low:.1%} to {high:.1%}; chance "
-            f"{self.chance:.1%}). {core:,} edges are in at least 90% of them."
+            f"two share {self.mean:.1%} of their edges (Jaccard; 90% of pairs from {low:.1%} to {high:.1%}); with "
+            f"scores of random sign, so that no edge has an effect, {self.null:.1%}. {core:,} edges are in at least "
+            f"{_CORE:.0%} of them; with random signs {by_noise:,}."
         )
 
     def plot(self) -> LineChart:
@@ -90,7 +100,9 @@ def stability(
 ) -> Stability:
     """How much a circuit depends on which prompts the scores are from, without running the model.
 
-    Prompts are drawn again with replacement, scores are meaned over them, and circuits chosen; see Stability.
+    Prompts are drawn again with replacement, scores are meaned over them, and circuits chosen; see Stability. Draws share
+    prompts, and edges differ in the size of their scores, so that draws share edges also where there is nothing to
+    find. What that gives is shown beside it: the same draws, with the sign of each score of each prompt drawn at random.
 
     Args:
         scores: with the scores of each prompt (`EdgeScores.prompts`).
@@ -98,7 +110,7 @@ def stability(
         draws: how many circuits are chosen.
         by: `"absolute"` or `"signed"` scores.
         greedy: grow circuits from the logits.
-        prune: leave out edges on no path from `embed` to `logits`.
+        prune: leave out edges that cannot carry anything: see `connected`.
         seed: of the drawing.
 
     Raises:
@@ -126,33 +138,48 @@ def stability(
     prompts = len(scores.prompts)
     if prompts < FEW:
         warn(f"{prompts} prompts only: draws of them are much alike; give {FEW} or more")
-    choose = greedy_edges if greedy else top_edges
     generator = torch.Generator().manual_seed(seed)
-    valid = graph.valid
-    each = scores.prompts.cpu()[:, valid]
-
-    def circuit(values: Float[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
-        full = torch.zeros(valid.shape, dtype=values.dtype)
-        full[valid] = values
-        mask = choose(graph, full, n, by=by)
-        return (connected(graph, mask) if prune else mask)[valid]
-
+    each = scores.prompts.cpu()[:, graph.valid]
     drawn = [torch.randint(prompts, (prompts,), generator=generator) for _ in range(draws)]
     counts = torch.stack([torch.bincount(some, minlength=prompts) for some in drawn]).to(each)
-    masks = torch.stack([circuit(row @ each / prompts) for row in counts])
-    whole = circuit(scores.values.cpu()[valid])[None]
-    first, second = torch.triu_indices(draws, draws, 1)
-    frequency = torch.zeros(valid.shape)
-    frequency[valid] = masks.float().mean(0)
+    choose = _Choice(scores, n, by=by, greedy=greedy, prune=prune)
+    masks = choose(counts @ each / prompts)
+    pairs = torch.triu_indices(draws, draws, 1)
+    signs = torch.randint(2, each.shape, generator=generator).to(each) * 2 - 1
+    noise = choose(counts @ (each * signs) / prompts)
     return Stability(
         graph=graph,
         edges=n,
-        jaccard=_jaccard(masks, masks)[first, second],
-        to_circuit=_jaccard(masks, whole)[:, 0],
-        frequency=frequency,
-        chance=n / (2 * graph.num_edges - n) if n else _WHOLE,
+        jaccard=_jaccard(masks, masks)[*pairs],
+        to_circuit=_jaccard(masks, choose(scores.values.cpu()[None, graph.valid]))[:, 0],
+        frequency=choose.placed(masks.float().mean(0)),
+        noise=_jaccard(noise, noise)[*pairs],
+        noise_frequency=choose.placed(noise.float().mean(0)),
         prompts=prompts,
     )
+
+
+class _Choice:
+    """How edges are chosen by scores; see `stability`."""
+
+    def __init__(self, scores: EdgeScores, n: int, *, by: By, greedy: bool, prune: bool) -> None:
+        self.graph, self.n, self.by = scores.graph, n, by
+        self.greedy, self.prune = greedy, prune
+        self.ablation = str(scores.notes.get("ablation", ""))
+
+    def __call__(self, values: Float[Tensor, "draw edge"]) -> Bool[Tensor, "draw edge"]:
+        found = []
+        for row in values:
+            mask = (greedy_edges if self.greedy else top_edges)(self.graph, self.placed(row), self.n, by=self.by)
+            mask = connected(self.graph, mask, ablation=self.ablation) if self.prune else mask
+            found.append(mask[self.graph.valid])
+        return torch.stack(found)
+
+    def placed(self, values: Float[Tensor, " edge"]) -> Float[Tensor, "source dest"]:
+        """Values of edges where these stand."""
+        full = torch.zeros(self.graph.valid.shape, dtype=values.dtype)
+        full[self.graph.valid] = values
+        return full
 
 
 def edges_of_size(graph: Graph, size: int | float) -> int:

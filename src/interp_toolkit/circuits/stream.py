@@ -51,7 +51,10 @@ class Stream:
         """What of this model is not linear in the residual stream and therefore taken from the run itself, in words."""
         found = []
         if self.wiring.layout.attn_norm is not None:
-            found.append("the norm behind attention: its scale is that of the run, made by all heads of the layer")
+            found.append(
+                "the norm behind attention: its scale is that of the run, made by all heads of the layer, so that even "
+                "edges into heads that lead nowhere, which circuits leave out, count a little"
+            )
         mixed = sorted({name for entrance in self.entrances for name in entrance.mixed})
         if mixed:
             found.append(f"the norm over all heads' {' and '.join(mixed)}: its scale is that of the run")

@@ -108,15 +108,28 @@ class CircuitRuns:
                 the first layer on in which it has other edges. The numbers are the same without it.
 
         Raises:
-            CircuitError: for masks of another graph.
+            CircuitError: for masks of another graph, and pairs that there are not or that are named twice.
         """
         stacked = masks if isinstance(masks, Tensor) else torch.stack(list(masks))
         self.check(stacked)
-        numbers = list(range(len(self.pairs)) if pairs is None else pairs)
+        numbers = self.numbers(pairs)
         found = torch.full((len(stacked), len(numbers)), torch.nan, dtype=self.clean.dtype)
         for group in self._groups(numbers):
             columns = [numbers.index(n) for n in group]
             found[:, columns] = self._measured(self.ablated(group), stacked, base).to(found)
+        return found
+
+    def numbers(self, pairs: Sequence[int] | None) -> list[int]:
+        """The numbers of the pairs that are meant: all if None is given.
+
+        Raises:
+            CircuitError: for none, numbers that there are not, and any that is named twice.
+        """
+        found = list(range(len(self.pairs)) if pairs is None else pairs)
+        if not found or not all(0 <= n < len(self.pairs) for n in found) or len(set(found)) < len(found):
+            raise CircuitError(
+                f"pairs are different numbers from 0 to {len(self.pairs) - 1}, at least one, not {found}"
+            )
         return found
 
     def check(self, masks: Tensor) -> None:

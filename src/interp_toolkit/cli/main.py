@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp_toolkit.cli.circuit import add_circuit
 from interp_toolkit.cli.console import load, model_options, note, table
+from interp_toolkit.cli.explain import add_explain
 from interp_toolkit.cli.probe import add_probe
 from interp_toolkit.cli.store import add_store
 from interp_toolkit.errors import InterpError, InterpWarning, RunError
@@ -57,6 +58,7 @@ def _one_line(message: Warning | str, category: type[Warning], *rest: Any, **mor
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from interp_toolkit.report import explain
     from interp_toolkit.showcase import showcase
 
     began = time.perf_counter()
@@ -73,9 +75,10 @@ def _demo(arguments: argparse.Namespace) -> None:
         )
         print(_by_layer(effects))
     print("\n" + found.sentence())
+    report = explain(model, found.clean, found.corrupt, (found.target, found.foil), tokenizer=tokenizer, note=note)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    page = found.page().save(arguments.output)
-    print(f"\nThe page with pictures: {page.resolve()}   ({time.perf_counter() - began:.0f} s)")
+    page = report.save(arguments.output)
+    print(f"\nThe whole story, with pictures to explore: {page.resolve()}   ({time.perf_counter() - began:.0f} s)")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -270,6 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache.set_defaults(command=_cache)
     _patch_options(commands.add_parser("patch", help="put an activation of one prompt's run into another's"))
     add_circuit(commands.add_parser("circuit", help="find the circuit of a behaviour, and judge it"))
+    add_explain(commands.add_parser("explain", help="tell the whole story of one behaviour on one page"))
     add_probe(commands.add_parser("probe", help="train probes at every layer, with baselines and controls"))
     add_store(commands.add_parser("store", help="extract activations over a corpus, and look after what is stored"))
     return parser

@@ -78,8 +78,10 @@ class LensResult:
         """The last position in words."""
         final, sure = self.top_tokens[-1][-1][0], float(self.top_probabilities[-1, -1, 0])
         lines = [
-            f"Behind {self.tokens[-1]!r} the model says {final!r} ({sure:.2f}). From depth {self.settles()} on that is "
-            "the residual stream's best token."
+            (
+                f"Behind {self.tokens[-1]!r} the model says {final!r} ({sure:.2f}). From depth {self.settles()} on that is "
+                "the residual stream's best token."
+            )
         ]
         if self.difference is not None:
             what = " − ".join(map(repr, self.answers)) if len(self.answers) > 1 else f"log p({self.answers[0]!r})"

@@ -26,7 +26,7 @@ def head_outputs(
     projection = wiring.at(layer, layout.projection)
     heads: Tensor = _by_head(projection, z)
     if layout.attn_norm is not None:
-        heads = heads * _norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))[..., None, :]
+        heads = heads * norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))[..., None, :]
     return heads if layout.multiplier == 1.0 else heads * layout.multiplier
 
 
@@ -38,7 +38,7 @@ def projection_bias(
     projection = wiring.at(layer, layout.projection)
     bias: Tensor = projection(torch.zeros_like(z[:, :, 0].flatten(-1)).repeat_interleave(z.shape[2], dim=-1))
     if layout.attn_norm is not None:
-        bias = bias * _norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))
+        bias = bias * norm_scale(wiring.at(layer, layout.attn_norm), projection(z.flatten(-2)))
     return bias * layout.multiplier
 
 
@@ -68,7 +68,7 @@ def _by_head(projection: nn.Module, z: Tensor) -> Tensor:
     return torch.stack(alone, dim=2)
 
 
-def _norm_scale(norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+def norm_scale(norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
     """By what a root-mean-square norm multiplies each entry of `x`.
 
     It is a gain per channel times one number per position. The gain shows on a vector of ones, up to a factor; that
@@ -82,4 +82,4 @@ def _norm_scale(norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Float
     return (gain * per_position).to(x.dtype)
 
 
-__all__ = ["head_outputs", "projection_bias", "weight_by_head"]
+__all__ = ["head_outputs", "norm_scale", "projection_bias", "weight_by_head"]

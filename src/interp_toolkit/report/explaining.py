@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from interp_toolkit.activations import ActivationCache
@@ -18,9 +17,10 @@ from interp_toolkit.circuits.contrast import contrasted
 from interp_toolkit.circuits.curves import curve
 from interp_toolkit.circuits.dataset import Answers, Pairs, prepare_pairs
 from interp_toolkit.circuits.graph import graph_of
-from interp_toolkit.errors import CircuitError, InterpWarning
+from interp_toolkit.errors import CircuitError, InterpWarning, SiteError
 from interp_toolkit.lenses import LensResult, logit_lens
 from interp_toolkit.model.tokens import Inputs, token_string, tokenizer_for
+from interp_toolkit.model.verify import verified
 from interp_toolkit.provenance import Provenance, provenance_of
 from interp_toolkit.report.words import story
 
@@ -89,6 +89,12 @@ class Report:
     seconds: dict[str, float]
     provenance: Provenance = field(repr=False)
 
+    @property
+    def head_effects(self) -> dict[tuple[int, int], float]:
+        """The effect of each head whose attention is shown."""
+        shown = self.heads.effect if self.heads.normalizable else self.heads.mean
+        return {at: float(shown[at]) for at in self.patterns}
+
     def summary(self) -> str:
         """The story in a few sentences, every number measured."""
         return "\n".join(story(self))
@@ -146,7 +152,7 @@ def explain(
         ...     model, "The Eiffel Tower is in", "The Colosseum is in", (" Paris", " Rome"), circuit=False
         ... )
         >>> print(report.summary().splitlines()[0])
-        After “The Eiffel Tower is in” the model says “ Paris” (0.8...
+        After “The Eiffel Tower is in” the model says “ Paris” (0.2...
     """
     chosen = tokenizer_for(model, tokenizer)
     told: list[str] = []
@@ -178,7 +184,7 @@ def explain(
             found, measured, reason = _circuit(model, pairs, given, edges, chosen)
             told += [reason] if reason else []
     told += [_sentence(str(warning.message)) for warning in caught if issubclass(warning.category, InterpWarning)]
-    provenance = provenance_of(model)
+    provenance = provenance_of(model, verified(model).layout)
     return Report(
         model=provenance.model or provenance.model_type,
         target=token_string(chosen, given[0][0]),
@@ -251,7 +257,7 @@ def _patterns(
     runs = [cache.run(side[0].row()) for side in (pairs.clean, pairs.corrupt)]
     return {
         (layer, head): tuple(run.attention_pattern(layer, head).float().cpu().numpy() for run in runs)  # type: ignore[misc]
-        for layer, head in sorted(heads)
+        for layer, head in heads
     }
 
 
@@ -269,7 +275,7 @@ def _circuit(
             model, edges=edges or max(16, round(_SHARE * graph.num_edges)), random=3, tokenizer=tokenizer
         )
         found = finder.find_circuit(*_ids(pairs), answers=list(answers), progress=False)
-    except CircuitError as error:
+    except (CircuitError, SiteError) as error:
         return None, None, _sentence(f"no circuit was found: {error}")
     if finder.found_ is None:
         return found, None, ""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp_toolkit.report.words import story
-from interp_toolkit.visualization import Document, Heading, Paragraph, Table, plot_attention, plot_circuit
+from interp_toolkit.visualization import (
+    Document,
+    Heading,
+    Heatmaps,
+    LineChart,
+    Paragraph,
+    Series,
+    Table,
+    plot_attention,
+    plot_circuit,
+)
 from interp_toolkit.visualization.document import Part
-from interp_toolkit.visualization.lines import LineChart, Series
 
 if TYPE_CHECKING:
     from interp_toolkit.report.explaining import Report
@@ -26,20 +36,18 @@ def page_of(report: Report) -> Document:
     parts: list[Part] = [*map(Paragraph, story(report))]
     parts += [Heading("The two prompts"), _prompts(report), _answers(report)]
     parts += [Heading("When it comes up"), _lens(report)]
-    parts += [Heading("Where it is"), *_sweeps(report)]
+    parts += [Heading("Where it is"), _sweeps(report)]
     parts += [Heading("Which heads move it"), *_heads(report)]
     if report.circuit is not None:
         parts += [Heading("The circuit"), *_circuit(report)]
     parts += [Heading("What to keep in mind"), *map(Paragraph, (*report.notes, *_always(report)))]
     parts += [Heading("How this was made"), _made(report)]
-    return Document(title=f"Why “{report.target}”? {report.model}", parts=tuple(parts))
+    return Document(title=f"Why does {Path(report.model).name} say “{report.target.strip()}”?", parts=tuple(parts))
 
 
 def _prompts(report: Report) -> Table:
     clean, corrupt = report.clean.tokens, report.corrupt.tokens
-    rows = [
-        (str(n), a, b, "" if a == b else "differs") for n, (a, b) in enumerate(zip(clean, corrupt, strict=True))
-    ]
+    rows = [(str(n), a, b, "" if a == b else "differs") for n, (a, b) in enumerate(zip(clean, corrupt, strict=True))]
     more = "" if report.pairs == 1 else f"; the first of {report.pairs} pairs"
     return Table(title=f"Token by token{more}", headers=("position", "clean", "corrupt", ""), rows=rows)
 
@@ -58,27 +66,29 @@ def _lens(report: Report) -> LineChart:
     for name, said in (("clean", report.clean), ("corrupt", report.corrupt)):
         found = said.lens.difference
         values = [] if found is None else [float(x) for x in found[:, -1]]
-        lines.append(Series(name=name, x=list(range(len(values))), y=values))
+        lines.append(Series(name=name, y=values))
     return LineChart(
         title=f"“{report.target}” against “{report.foil}” at the last token, by depth",
         caption="The logit difference that the model would end with if it stopped there: its own final norm and "
-        "unembedding, applied to the residual stream of each depth. Depth 0 is the embedding.",
+        "unembedding, applied to the residual stream of each depth. The first is the embedding.",
+        x=list(report.clean.lens.depths),
         series=lines,
-        x_name="blocks behind it",
+        x_name="behind block",
         y_name="logit difference",
+        references=[("neither", 0.0)],
     )
 
 
-def _sweeps(report: Report) -> list[Part]:
-    parts: list[Part] = [
-        Paragraph(
-            "Each cell is a run of its own: one activation of the clean run, put into the corrupt run. 1 brings back the "
-            "clean answer's logit difference, 0 changes nothing, below 0 it makes the corrupt answer stronger."
-        )
+def _sweeps(report: Report) -> Heatmaps:
+    panels = [
+        replace(effects.plot(), title=f"{name}: {_WHAT[name]}", caption="") for name, effects in report.sweeps.items()
     ]
-    for name, effects in report.sweeps.items():
-        parts.append(replace(effects.plot(), title=f"{name}: {_WHAT[name]}, by layer and position"))
-    return parts
+    return Heatmaps(
+        panels=panels,
+        title="One activation of the clean run put into the corrupt run, by layer and token",
+        caption="Each cell is a run of its own. 1 brings back the clean prompt's logit difference, 0 changes nothing; "
+        "below 0 the corrupt answer becomes stronger.",
+    )
 
 
 def _heads(report: Report) -> list[Part]:
@@ -91,6 +101,7 @@ def _heads(report: Report) -> list[Part]:
                 list(report.clean.tokens),
                 corrupt=corrupt,
                 corrupt_tokens=list(report.corrupt.tokens),
+                scores={"effect": report.head_effects},
                 title="What the heads with the largest effects look at",
             )
         )
@@ -101,16 +112,17 @@ def _circuit(report: Report) -> Sequence[Part]:
     circuit = report.circuit
     if circuit is None:
         return []
-    lines = [Paragraph(line.strip()) for line in circuit.summary().split("\n")]
-    view = plot_circuit(circuit, curve=report.curve, title="The circuit")
-    return [view, *lines, *([] if report.curve is None else [report.curve.plot()])]
+    view = plot_circuit(circuit, curve=report.curve, title="Who reads from whom")
+    return [view] if report.curve is None else [view, report.curve.plot()]
 
 
 def _always(report: Report) -> list[str]:
     shown = "one pair of prompts" if report.pairs == 1 else f"{report.pairs} pairs of prompts"
     return [
-        f"This is about {shown}. It explains the difference between clean and corrupt prompts; whatever both share is "
-        "outside the question.",
+        (
+            f"This is about {shown}. It explains the difference between clean and corrupt prompts; whatever both share is "
+            "outside the question."
+        ),
         "Patching one place at a time overlooks places that stand in for each other.",
     ]
 

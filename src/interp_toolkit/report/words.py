@@ -19,8 +19,10 @@ def story(report: Report) -> list[str]:
     """What was found, the most important first."""
     sentences = [
         _says(report.clean) + " " + _says(report.corrupt),
-        f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
-        f"{_end(report.clean):.2f} behind the clean prompt, {_end(report.corrupt):.2f} behind the corrupt one.",
+        (
+            f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
+            f"{_end(report.clean):.2f} behind the clean prompt, {_end(report.corrupt):.2f} behind the corrupt one."
+        ),
         _rise(report),
         _places(report.sweeps["resid"], report.clean.tokens),
         _heads(report.heads, report.pairs),
@@ -50,12 +52,10 @@ def _rise(report: Report) -> str:
     late = (line < line[-1] / 2).nonzero()
     half = int(late[-1]) + 1 if len(late) and float(line[-1]) > 0 else 0
     name = report.clean.lens.depths
+    ends = f" and is above half of its final value from behind block {name[half]} on" if half else ""
     return (
-        f"Read out early, the residual stream at the last token prefers neither much at first ({float(line[0]):+.2f}); "
-        f"the difference rises most in block {name[best + 1]} (by {float(steps[best]):.2f}) and is above half of its "
-        f"final value from behind block {name[half]} on."
-        if half
-        else ""
+        f"Read out at each depth, the difference at the last token is {float(line[0]):.2f} in the embedding, rises "
+        f"most in block {name[best + 1]} (by {float(steps[best]):.2f}){ends}."
     )
 
 
@@ -106,15 +106,16 @@ def _circuit(report: Report) -> str:
     if circuit is None:
         return ""
     note = circuit.notes.get("faithfulness", {})
-    value, low, high = (note.get(name, math.nan) for name in ("value", "low", "high"))
+    value, low, high = (math.nan if note.get(end) is None else float(note[end]) for end in ("value", "low", "high"))
     sure = "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
     apart = circuit.notes.get("prompts", {})
-    where = "prompts that they were not found on" if report.pairs > 3 else "the prompts that they were found on"
     number = apart.get("evaluation", report.pairs)
+    where = f"{number} pairs of prompts that they were not found on"
+    if number == report.pairs:
+        where = "the pair that they were found on" if number == 1 else f"the {number} pairs that they were found on"
     return (
         f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges between {len(circuit.heads)} heads and "
-        f"{len(circuit.mlps)} MLPs, everything else ablated, keep {value:.0%} of the difference{sure} on "
-        f"{number} of {where}."
+        f"{len(circuit.mlps)} MLPs, everything else ablated, keep {value:.0%} of the difference{sure} on {where}."
     )
 
 

@@ -77,7 +77,7 @@ def _norms_note(measured: Measured) -> str:
     if by is None:
         return f"Length (L2 norm) of each row: median of a class, with the middle half of its rows. {scale}".strip()
     first = np.median(by.medians[:, 0] / np.median(by.medians, axis=1))
-    said = f"Length (L2 norm) of activations, the median over rows of a position. Colours are logarithmic. "
+    said = "Length (L2 norm) of activations, the median over rows of a position. Colours are logarithmic. "
     if by.columns[0] == "0" and first > 2:
         said += (
             f"At the median layer, position 0 is {short(float(first))} times as long as the median position, as the "

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from interp_toolkit.visualization.bundle import asset, bundle, digest
 
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+_INVISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u2028": "⏎", "\u2029": "⏎"}
 _INVISIBLE |= {chr(c): f"⟨U+{c:04X}⟩" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
 _JOINER = "\u200d"
 
@@ -103,7 +103,8 @@ class Table:
             "<tr>" + "".join(f"<td><bdi>{shown(cell)}</bdi></td>" for cell in row) + "</tr>" for row in self.rows
         )
         return (
-            f'<div class="wide"><table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead>'
+            f'<div class="wide" tabindex="0" role="region" aria-label="{shown(self.title)}">'
+            f"<table><caption>{shown(self.title)}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>"
         )
 

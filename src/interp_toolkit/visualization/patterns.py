@@ -37,7 +37,7 @@ class Run(Protocol):
 
 
 @runtime_checkable
-class _Tensor(Protocol):
+class TensorLike(Protocol):
     """A tensor that lives on a device and may have a gradient."""
 
     def detach(self) -> Any:
@@ -88,7 +88,7 @@ def array(values: Any) -> Matrix:
     Raises:
         ValueError: for what is no array of numbers, such as rows of unequal length.
     """
-    if isinstance(values, _Tensor):
+    if isinstance(values, TensorLike):
         values = values.detach().cpu().float().numpy()  # numpy knows no bfloat16
     try:
         return np.asarray(values, dtype=np.float32)
@@ -359,6 +359,7 @@ __all__ = [
     "Key",
     "Matrix",
     "Run",
+    "TensorLike",
     "array",
     "by_head",
     "check",

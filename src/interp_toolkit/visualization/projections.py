@@ -105,22 +105,27 @@ def strongest(square: _Floats, number: int) -> tuple[_Floats, _Floats]:
     """
     size = len(square)
     if size > _SMALL and number < _BLOCK:
-        basis = np.linalg.qr(np.random.default_rng(0).standard_normal((size, _BLOCK)))[0]
-        block = basis
-        for _ in range(_STEPS):
+        basis = block = np.linalg.qr(np.random.default_rng(0).standard_normal((size, _BLOCK)))[0]
+        for step in range(1, min(2 * _STEPS, size // _BLOCK - 1) + 1):
             block = square @ block
             for _ in range(2):  # once is not enough for orthogonality
                 block = block - basis @ (basis.T @ block)
             block = np.linalg.qr(block)[0]
             basis = np.concatenate([basis, block], axis=1)
-        values, inner = np.linalg.eigh(basis.T @ square @ basis)
-        values, vectors = values[::-1][:number], basis @ inner[:, ::-1][:, :number]
-        gap = np.linalg.norm(square @ vectors - vectors * values, axis=0)
-        unit = np.abs(vectors.T @ vectors - np.eye(number)).max()
-        if unit < 1e-12 and np.all(gap <= 1e-11 * max(values[0], np.finfo(float).tiny)):
-            return values, vectors
+            if step % _STEPS == 0 and (found := _settled(square, basis, number)):
+                return found
     values, vectors = np.linalg.eigh(square)
     return values[::-1][:number], vectors[:, ::-1][:, :number]
+
+
+def _settled(square: _Floats, basis: _Floats, number: int) -> tuple[_Floats, _Floats] | None:
+    """The strongest eigenvectors within a basis, if they are those of the whole matrix to rounding error."""
+    values, inner = np.linalg.eigh(basis.T @ square @ basis)
+    values, vectors = values[::-1][:number], basis @ inner[:, ::-1][:, :number]
+    rest = np.linalg.norm(square @ vectors - vectors * values, axis=0)
+    unit = np.abs(vectors.T @ vectors - np.eye(number)).max()
+    exact = unit < 1e-12 and np.all(rest <= 1e-11 * max(values[0], np.finfo(float).tiny))
+    return (values, vectors) if exact else None
 
 
 def separation(first: _Floats, second: _Floats) -> Separation | None:

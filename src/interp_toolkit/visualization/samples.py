@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from interp_toolkit.errors import UnavailableSiteError
+from interp_toolkit.visualization.patterns import TensorLike
 
 MOST_CLASSES = 8  # as many as there are colours that everybody tells apart
 
@@ -27,10 +27,10 @@ class ResidualStreams(Protocol):
         """The tokens of the prompt, or of each prompt."""
 
     @property
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Any:
         """Which positions are real, `[pos]` or `[prompt, pos]`."""
 
-    def residual_stream(self, layer: int) -> torch.Tensor:
+    def residual_stream(self, layer: int) -> Any:
         """The residual stream behind a block, `[pos, d]` or `[prompt, pos, d]`."""
 
 
@@ -102,6 +102,13 @@ def read_sample(
     )
 
 
+def _of_tensor(tensor: Any) -> NDArray[Any]:
+    """A tensor as an array; numpy knows no bfloat16."""
+    plain = tensor.detach().cpu()
+    narrow = plain.is_floating_point() and plain.element_size() < 4
+    return np.asarray((plain.float() if narrow else plain).numpy())
+
+
 def matrix(values: Any, name: str) -> NDArray[Any]:
     """Numbers of any kind as float32, or float64 if they are; every one of them finite.
 
@@ -109,18 +116,16 @@ def matrix(values: Any, name: str) -> NDArray[Any]:
         TypeError: for what holds no real numbers.
         ValueError: for NaN and infinity, saying where.
     """
-    if isinstance(values, list | tuple) and values and isinstance(values[0], torch.Tensor):
-        values = torch.stack(list(values))
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+    given = values
     try:
-        found = np.asarray(values)
+        if isinstance(values, list | tuple) and values and isinstance(values[0], TensorLike):
+            values = np.stack([_of_tensor(value) for value in values])
+        found = _of_tensor(values) if isinstance(values, TensorLike) else np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name}: rows of different lengths cannot be shown together ({error})") from error
     if found.dtype.kind not in "fiub":
         raise TypeError(f"{name}: activations are real numbers, not {found.dtype}")
-    numbers = found if found.dtype == np.float64 and isinstance(values, np.ndarray) else found.astype(np.float32)
+    numbers = found if found.dtype == np.float64 and isinstance(given, np.ndarray) else found.astype(np.float32)
     with np.errstate(over="ignore"):
         wrong = ~np.isfinite(numbers.astype(np.float32))  # that is what is shown
     if wrong.any():
@@ -166,12 +171,13 @@ def _of_run(
     """Names, matrices, labels, tokens and texts of a run."""
     held = _held(run) if layers is None else [int(layer) for layer in layers]
     single = run.mask.ndim == 1
-    mask = (run.mask[None] if single else run.mask).bool().cpu()
+    whole = _of_tensor(run.mask).astype(np.bool_)
+    mask = whole[None] if single else whole
     tokens: list[list[str]] | None = [[str(token) for token in row] for row in ([run.tokens] if single else run.tokens)]
     first = run.residual_stream(held[0])
     kept = int(first.shape[-2])
     if kept != mask.shape[1]:  # only some positions were kept: a row is known by its prompt
-        mask = torch.ones(len(mask), kept, dtype=torch.bool)
+        mask = np.ones((len(mask), kept), dtype=np.bool_)
         texts = ["".join(row) for row in tokens or () for _ in range(kept)] if texts is None else texts
         tokens = None
     numbers = mask.sum(1).tolist()
@@ -226,10 +232,11 @@ def _texts(
 
 def _plain(labels: Any) -> list[Any]:
     """Labels as a list of Python's own values."""
-    if isinstance(labels, torch.Tensor | np.ndarray):
-        found = labels.tolist()
-        return found if isinstance(found, list) else [found]
-    return [label.item() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
+    if isinstance(labels, TensorLike):
+        labels = _of_tensor(labels)
+    if isinstance(labels, np.ndarray):
+        return list(np.atleast_1d(labels).tolist())
+    return [label.item() if hasattr(label, "item") else label for label in labels]
 
 
 def _classes(labels: Any, rows: int) -> tuple[tuple[str, ...], NDArray[np.uint8], tuple[str, ...]]:

@@ -54,7 +54,8 @@ class View(Part, ABC):
         heading = f"<h3>{shown(self.title)}</h3>" if titled else ""
         return (
             f'<figure data-view="{self.modules[0]}">{heading}<div class="live" hidden></div>'
-            f'<div class="still">{self.picture(titled=False).to_svg()}</div><figcaption>{shown(self.caption)}</figcaption>'
+            f'<div class="still">{self.picture(titled=False).to_svg()}</div>'
+            f"<figcaption>{shown(self.caption)}</figcaption>"
             f"<details><summary>The numbers</summary>{self.table().to_html()}</details>"
             f'<script type="application/json">{to_json(self.data())}</script></figure>'
         )

@@ -12,8 +12,8 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-const SVG_TAGS = new Set(["svg", "g", "path", "rect", "circle", "line", "text", "tspan", "title", "image", "polyline", "polygon", "defs",
-  "marker", "clipPath"]);
+const SVG_TAGS = new Set(["svg", "g", "path", "rect", "circle", "line", "text", "tspan", "title", "image", "polyline", "polygon",
+  "defs", "marker", "clipPath"]);
 
 /** Text of a model or user: isolated, so that its direction stays its own. */
 export function token(text, attributes = {}) {

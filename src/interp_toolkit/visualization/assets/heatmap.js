@@ -2,7 +2,7 @@
 
 import { announcer, el, exporters, hint, number, onScheme, svgCanvas, svgText, unpack } from "./common.js";
 import { Panel, legend } from "./heatmap_panel.js";
-import { choice, csv, fileName, slider, toggle, within } from "./parts.js";
+import { choice, csv, fileName, resize, slider, toggle, within } from "./parts.js";
 
 const LEGEND = 44;
 const GAP = 20;
@@ -20,8 +20,12 @@ class View {
   constructor(root, data, memory, settings, panels) {
     Object.assign(this, { root, data, memory, settings, panels, cell: null, locked: false, ready: false });
     this.svg = el("svg", { "aria-hidden": "true" });
-    this.board = el("div", { class: "plot", role: "application", tabindex: 0, "aria-label": this.#about() },
-      ...panels.map((panel) => panel.canvas), this.svg);
+    this.board = el(
+      "div",
+      { class: "plot", role: "application", tabindex: 0, "aria-label": this.#about() },
+      ...panels.map((panel) => panel.canvas),
+      this.svg,
+    );
     this.scroller = el("div", { class: "wide" }, this.board);
     root.append(this.#controls(), this.scroller);
     this.hint = hint(root);
@@ -68,20 +72,46 @@ class View {
     };
     const texts = data.panels.every((spec) => spec.texts);
     const options = ["nothing", "numbers", ...(texts ? ["texts"] : [])];
-    const full = (percent) => (percent === 0 ? data.full : (most * percent) / 100);
     const parts = [
-      cells > 6000 ? null : choice(memory, "write", "In cells", { options, value: texts ? "texts" : "nothing",
-        change: again((value) => (settings.write = value)) }),
-      slider(memory, "limit", "Full colour at", { least: 1, most: 100, value: Math.max(1, Math.min(100, Math.round((100 * data.full) / most))),
-        shown: (value) => `±${number(this.#limit(value, most))}`.slice(data.panels[0].sequential || data.panels[0].centre ? 1 : 0),
-        change: again((value) => (settings.limit = this.#limit(value, most))) }),
-      slider(memory, "least", "Hide below", { least: 0, most: 100, value: 0, shown: (value) => number(full(value) * Number(value > 0)),
-        change: again((value) => (settings.least = value ? full(value) : 0)) }),
+      cells > 6000
+        ? null
+        : choice(memory, "write", "In cells", {
+            options,
+            value: texts ? "texts" : "nothing",
+            change: again((value) => (settings.write = value)),
+          }),
+      slider(memory, "limit", "Full colour at", {
+        least: 1,
+        most: 100,
+        value: this.#percent(most),
+        shown: (value) =>
+          `±${number(this.#limit(value, most))}`.slice(data.panels[0].sequential || data.panels[0].centre ? 1 : 0),
+        change: again((value) => (settings.limit = this.#limit(value, most))),
+      }),
+      slider(memory, "least", "Hide below", {
+        least: 0,
+        most: 100,
+        value: 0,
+        shown: (value) => number((most * value) / 100),
+        change: again((value) => (settings.least = (most * value) / 100)),
+      }),
       toggle(memory, "profiles", "Profiles", { value: false, change: again((value) => (settings.profiles = value)) }),
       toggle(memory, "swap", "Swap axes", { value: false, change: again((value) => this.#swap(value)) }),
-      cells > 600 ? slider(memory, "size", "Cell size", { least: 0, most: 60, value: 0, shown: (value) => (value ? `${value} px` : "fits"),
-        change: again((value) => (settings.size = value && Math.max(3, value))) }) : null,
-      exporters(fileName(data.title), { svg: () => this.#file(), png: () => this.#canvas(), json: () => this.#json(), csv: () => this.#csv() }),
+      cells > 600
+        ? slider(memory, "size", "Cell size", {
+            least: 0,
+            most: 60,
+            value: 0,
+            shown: (value) => (value ? `${value} px` : "fits"),
+            change: again((value) => (settings.size = value && Math.max(3, value))),
+          })
+        : null,
+      exporters(fileName(data.title), {
+        svg: () => this.#file(),
+        png: () => this.#canvas(),
+        json: () => this.#json(),
+        csv: () => this.#csv(),
+      }),
     ];
     return el("div", { class: "controls" }, ...parts);
   }
@@ -96,7 +126,12 @@ class View {
   }
 
   #limit(percent, most) {
-    return percent === Math.max(1, Math.min(100, Math.round((100 * this.data.full) / most))) ? this.data.full : (most * percent) / 100;
+    return percent === this.#percent(most) ? this.data.full : (most * percent) / 100;
+  }
+
+  /** Where the slider of full colour stands at first. */
+  #percent(most) {
+    return Math.max(1, Math.min(100, Math.round((100 * this.data.full) / most)));
   }
 
   #swap(swapped) {
@@ -123,7 +158,7 @@ class View {
     this.scale = el("g", {});
     const height = y + high + LEGEND;
     const most = Math.max(width, this.panels[0].left + 420);
-    for (const [name, value] of Object.entries({ width: most, height, viewBox: `0 0 ${most} ${height}` })) this.svg.setAttribute(name, value);
+    resize(this.svg, most, height);
     this.board.setAttribute("style", `width: ${most}px; height: ${height}px`);
     this.svg.replaceChildren(...groups, this.scale);
     this.#point();
@@ -140,7 +175,8 @@ class View {
     this.together = panels.length === 1 || free >= Math.max(...panels.map((panel) => panel.least));
     if (panels.length === 1) return;
     if (!this.together) panels.forEach((panel) => panel.measure(room));
-    const each = this.together ? Math.min(free, Math.max(...panels.map((panel) => panel.wanted))) : Math.min(...panels.map((panel) => panel.cellWidth));
+    const most = Math.max(...panels.map((panel) => panel.wanted));
+    const each = this.together ? Math.min(free, most) : Math.min(...panels.map((panel) => panel.cellWidth));
     panels.forEach((panel) => panel.measure(room, panel.bare, each));
   }
 
@@ -149,7 +185,7 @@ class View {
     const found = this.#find(event);
     if (!found) {
       this.#leave();
-    } else if (!this.cell || found.panel !== this.cell.panel || found.row !== this.cell.row || found.column !== this.cell.column) {
+    } else if (!this.#isHere(found)) {
       this.cell = found;
       this.#point();
       this.#show();
@@ -174,8 +210,12 @@ class View {
 
   #click(event) {
     const found = this.#find(event);
-    const again = found && this.locked && found.panel === this.cell.panel && found.row === this.cell.row && found.column === this.cell.column;
-    this.#lock(found && !again ? found : null);
+    this.#lock(found && !(this.locked && this.#isHere(found)) ? found : null);
+  }
+
+  /** Whether the cursor is on this cell. */
+  #isHere({ panel, row, column }) {
+    return this.cell !== null && panel === this.cell.panel && row === this.cell.row && column === this.cell.column;
   }
 
   #lock(cell) {
@@ -232,12 +272,14 @@ class View {
 
   #strongest() {
     let best = { panel: 0, row: 0, column: 0, size: -1 };
-    this.panels.forEach((panel, number) => panel.values.forEach((value, n) => {
-      const size = Math.abs(panel.share(value));
-      if (!(size > best.size)) return;
-      const [row, column] = panel.turned(Math.floor(n / panel.spec.columns.length), n % panel.spec.columns.length);
-      best = { panel: number, row, column, size };
-    }));
+    this.panels.forEach((panel, number) =>
+      panel.values.forEach((value, n) => {
+        const size = Math.abs(panel.share(value));
+        if (!(size > best.size)) return;
+        const [row, column] = panel.turned(Math.floor(n / panel.spec.columns.length), n % panel.spec.columns.length);
+        best = { panel: number, row, column, size };
+      }),
+    );
     return { panel: best.panel, row: best.row, column: best.column };
   }
 
@@ -256,7 +298,8 @@ class View {
     const panel = this.panels[this.cell.panel];
     const corner = panel.corner(this.cell.row, this.cell.column);
     const [board, root] = [this.board.getBoundingClientRect(), this.root.getBoundingClientRect()];
-    this.hint.show(corner.x + board.left - root.left - 10, corner.y + board.top - root.top - 10, panel.words(this.cell.row, this.cell.column));
+    const [x, y] = [corner.x + board.left - root.left - 10, corner.y + board.top - root.top - 10];
+    this.hint.show(x, y, panel.words(this.cell.row, this.cell.column));
   }
 
   /** The board with its cells, as one SVG element in the page, for as long as `use` needs it. */
@@ -280,17 +323,33 @@ class View {
 
   #json() {
     const panels = this.panels.map(({ spec, values }) => ({
-      title: spec.title, row_name: spec.rowName, column_name: spec.columnName, rows: spec.rows, columns: spec.columns,
+      title: spec.title,
+      row_name: spec.rowName,
+      column_name: spec.columnName,
+      rows: spec.rows,
+      columns: spec.columns,
       values: spec.rows.map((_, r) => Array.from(values.slice(r * spec.columns.length, (r + 1) * spec.columns.length))),
-      notes: spec.notes, texts: spec.texts }));
+      notes: spec.notes,
+      texts: spec.texts,
+    }));
     return JSON.stringify({ title: this.data.title, panels }, null, 1);
   }
 
   #csv() {
     const rows = [["map", "row", "column", "value", "text", "note"]];
     for (const { spec, values } of this.panels) {
-      spec.rows.forEach((row, r) => spec.columns.forEach((column, c) => rows.push([spec.title, row, column,
-        values[r * spec.columns.length + c], spec.texts?.[r][c] ?? "", spec.notes?.[r][c] ?? ""])));
+      spec.rows.forEach((row, r) =>
+        spec.columns.forEach((column, c) =>
+          rows.push([
+            spec.title,
+            row,
+            column,
+            values[r * spec.columns.length + c],
+            spec.texts?.[r][c] ?? "",
+            spec.notes?.[r][c] ?? "",
+          ]),
+        ),
+      );
     }
     return csv(rows);
   }

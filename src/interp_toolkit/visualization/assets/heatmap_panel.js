@@ -62,8 +62,12 @@ export class Panel {
     const place = names.filter(Boolean).join(", ");
     const text = this.spec.texts?.[r][c];
     const note = this.spec.notes?.[r][c];
-    return [this.several ? this.spec.title : null, text, `${place}: ${number(this.value(row, column))}`,
-      ...(note ? note.split("\n") : [])].filter(Boolean);
+    return [
+      this.several ? this.spec.title : null,
+      text,
+      `${place}: ${number(this.value(row, column))}`,
+      ...(note ? note.split("\n") : []),
+    ].filter(Boolean);
   }
 
   /** Finds its size in so much room, and the size of its cells; a bare one has the rows of its neighbour. */
@@ -74,8 +78,10 @@ export class Panel {
     this.left = bare ? 4 : Math.ceil(Math.max(...tags, widthOf(this.rowName)) + 16);
     this.profile = profiles ? PROFILE : 0;
     const across = Math.max(...this.columns.slice(0, 2000).map((label) => Math.min(64, widthOf(label, BOLD)))) + 8;
-    const wanted = this.wanted = Math.max(AUTOMATIC.width, across, write === "nothing" ? 0 : this.#widest() + 8);
-    const least = write === "nothing" ? 6 : Math.min(wanted, write === "texts" ? 64 : 60);
+    const written = write === "nothing" ? 0 : this.#widest() + 8;
+    const wanted = Math.max(AUTOMATIC.width, across, written);
+    const least = write === "nothing" ? 6 : Math.min(written, 64);
+    this.wanted = wanted;
     const free = Math.floor((room - this.left - this.profile - 4) / this.columns.length);
     this.least = size || Math.max(least, 8);
     this.cellWidth = size || cellWidth || Math.max(least, Math.min(wanted, free));
@@ -114,16 +120,29 @@ export class Panel {
     }
     paint(this.canvas, shares, rows.length, columns.length);
     const { left, top, inner } = this;
-    this.canvas.setAttribute("style", `left: ${x + left}px; top: ${y + top}px; width: ${inner.width}px; height: ${inner.height}px`);
+    this.canvas.setAttribute(
+      "style",
+      `left: ${x + left}px; top: ${y + top}px; width: ${inner.width}px; height: ${inner.height}px`,
+    );
     this.over = el("g", {});
-    return el("g", { transform: `translate(${x} ${y})` }, ...this.#names(), this.#lines(), this.#missing(),
-      ...this.#cellTexts(shares), ...this.#marks(), this.over);
+    return el(
+      "g",
+      { transform: `translate(${x} ${y})` },
+      ...this.#names(),
+      this.#lines(),
+      this.#missing(),
+      ...this.#cellTexts(shares),
+      ...this.#marks(),
+      this.over,
+    );
   }
 
   #names() {
     const { left, top, cellWidth, cellHeight } = this;
     const names = [
-      this.several ? el("text", { x: left, y: 14, class: "head" }, fitting(this.spec.title, Math.max(120, this.inner.width), BOLD)) : null,
+      this.several
+        ? el("text", { x: left, y: 14, class: "head" }, fitting(this.spec.title, Math.max(120, this.inner.width), BOLD))
+        : null,
       el("text", { x: left, y: top - 23 }, this.columnName),
       this.bare ? null : el("text", { x: left - 8, y: top - 9, "text-anchor": "end" }, fitting(this.rowName, left - 8)),
     ];
@@ -141,8 +160,10 @@ export class Panel {
   #lines() {
     const { left, top, inner, cellWidth, cellHeight } = this;
     let strokes = "";
-    if (cellWidth >= 10) for (let c = 1; c < this.columns.length; c += 1) strokes += `M${left + c * cellWidth - 0.5} ${top}v${inner.height}`;
-    if (cellHeight >= 10) for (let r = 1; r < this.rows.length; r += 1) strokes += `M${left} ${top + r * cellHeight - 0.5}h${inner.width}`;
+    if (cellWidth >= 10)
+      for (let c = 1; c < this.columns.length; c += 1) strokes += `M${left + c * cellWidth - 0.5} ${top}v${inner.height}`;
+    if (cellHeight >= 10)
+      for (let r = 1; r < this.rows.length; r += 1) strokes += `M${left} ${top + r * cellHeight - 0.5}h${inner.width}`;
     return el("path", { d: strokes, class: "gap" });
   }
 
@@ -169,14 +190,28 @@ export class Panel {
       const [r, c] = [Math.floor(n / this.columns.length), n % this.columns.length];
       const text = fitting(this.written(r, c), cellWidth - 4);
       const fill = Number.isNaN(share) ? colours.ink : inkOn(mix(share, colours), colours);
-      return el("text", { x: left + cellWidth * (c + 0.5) - 0.5, y: top + cellHeight * (r + 0.5) + 4, "text-anchor": "middle",
-        style: `fill: ${fill}` }, text);
+      return el(
+        "text",
+        {
+          x: left + cellWidth * (c + 0.5) - 0.5,
+          y: top + cellHeight * (r + 0.5) + 4,
+          "text-anchor": "middle",
+          style: `fill: ${fill}`,
+        },
+        text,
+      );
     });
   }
 
   #box(row, column, kind) {
     const { left, top, cellWidth, cellHeight } = this;
-    return el("rect", { class: kind, x: left + column * cellWidth, y: top + row * cellHeight, width: cellWidth - 1, height: cellHeight - 1 });
+    return el("rect", {
+      class: kind,
+      x: left + column * cellWidth,
+      y: top + row * cellHeight,
+      width: cellWidth - 1,
+      height: cellHeight - 1,
+    });
   }
 
   #marks() {
@@ -230,8 +265,13 @@ export class Panel {
   /** Bars of the cell's row below, and of its column on the right; means of magnitudes where there is no cell. */
   #profiles(cell) {
     const { left, top, inner, cellWidth, cellHeight } = this;
-    const across = this.columns.map((_, c) => (cell ? this.value(cell.row, c) - this.spec.centre : this.#mean(this.rows, (r) => this.value(r, c))));
-    const down = this.rows.map((_, r) => (cell ? this.value(r, cell.column) - this.spec.centre : this.#mean(this.columns, (c) => this.value(r, c))));
+    const { centre } = this.spec;
+    const mean = {
+      down: (c) => this.#mean(this.rows, (r) => this.value(r, c)),
+      across: (r) => this.#mean(this.columns, (c) => this.value(r, c)),
+    };
+    const across = this.columns.map((_, c) => (cell ? this.value(cell.row, c) - centre : mean.down(c)));
+    const down = this.rows.map((_, r) => (cell ? this.value(r, cell.column) - centre : mean.across(r)));
     const finite = [...across, ...down].filter(Number.isFinite);
     const most = Math.max(1e-30, ...finite.map(Math.abs));
     const signed = finite.some((value) => value < 0);
@@ -241,8 +281,9 @@ export class Panel {
       if (Number.isFinite(value) && value !== 0) bars[value > 0 ? "up" : "down"] += lengthwise((value / most) * length);
     };
     const [y0, x0] = [top + inner.height + (signed ? base : PROFILE - 16), left + inner.width + base];
-    across.forEach((value, c) => bar(value, (l) => `M${left + c * cellWidth + 0.5} ${y0}h${Math.max(1, cellWidth - 2)}v${-l}h${-Math.max(1, cellWidth - 2)}z`));
-    down.forEach((value, r) => bar(value, (l) => `M${x0} ${top + r * cellHeight + 0.5}h${l}v${Math.max(1, cellHeight - 2)}h${-l}z`));
+    const [wide, high] = [Math.max(1, cellWidth - 2), Math.max(1, cellHeight - 2)];
+    across.forEach((value, c) => bar(value, (l) => `M${left + c * cellWidth + 0.5} ${y0}h${wide}v${-l}h${-wide}z`));
+    down.forEach((value, r) => bar(value, (l) => `M${x0} ${top + r * cellHeight + 0.5}h${l}v${high}h${-l}z`));
     const told = cell ? "this row" : "mean magnitudes";
     const beside = cell ? "column" : "means";
     return [
@@ -269,8 +310,15 @@ export class Panel {
   /** The cells as an image for a file of SVG. */
   image() {
     const { left, top, inner } = this;
-    return el("image", { x: this.x + left, y: this.y + top, width: inner.width, height: inner.height, preserveAspectRatio: "none",
-      style: "image-rendering: pixelated", href: this.canvas.toDataURL() });
+    return el("image", {
+      x: this.x + left,
+      y: this.y + top,
+      width: inner.width,
+      height: inner.height,
+      preserveAspectRatio: "none",
+      style: "image-rendering: pixelated",
+      href: this.canvas.toDataURL(),
+    });
   }
 }
 

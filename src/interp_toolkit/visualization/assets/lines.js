@@ -1,7 +1,7 @@
 // Line charts with intervals.
 
 import { announcer, el, exporters, hint, onScheme, scheme, series, svgCanvas, svgText } from "./common.js";
-import { csv, fileName, fitting, thinned, toggle, widthOf, within } from "./parts.js";
+import { csv, fileName, fitting, resize, thinned, toggle, widthOf, within } from "./parts.js";
 
 const HIGH = 340;
 const TOP = 26;
@@ -40,7 +40,7 @@ class Chart {
       if (this.drawnFor !== this.root.clientWidth) this.render();
     }).observe(this.root);
     const at = memory.get("point", null);
-    if (at !== null && Number(at) >= 0 && Number(at) < this.data.x.length) [this.point, this.locked] = [Math.floor(Number(at)), true];
+    if (at !== null && this.data.x[Number(at)] !== undefined) [this.point, this.locked] = [Number(at), true];
     this.ready = true;
     this.render();
   }
@@ -51,20 +51,42 @@ class Chart {
       change(value);
       if (this.ready) this.render();
     };
-    this.legend = data.series.map((line, n) => el("button", { type: "button", "aria-pressed": String(!this.hidden.has(n)),
-      onclick: () => this.#switch(n) }, this.#swatch(n), el("bdi", {}, fitting(line.name, 220, INK))));
+    this.legend = data.series.map((line, n) =>
+      el(
+        "button",
+        { type: "button", "aria-pressed": String(!this.hidden.has(n)), onclick: () => this.#switch(n) },
+        this.#swatch(n),
+        el("bdi", {}, fitting(line.name, 220, INK)),
+      ),
+    );
     const banded = data.series.some((line) => line.low);
-    return el("div", { class: "controls" },
+    return el(
+      "div",
+      { class: "controls" },
       data.series.length > 1 ? el("span", { class: "legend", role: "group", "aria-label": "Lines" }, ...this.legend) : null,
       banded ? toggle(memory, "bands", "Intervals", { value: true, change: again((value) => (this.bands = value)) }) : null,
-      data.xTicks.log ? toggle(memory, "log", "Logarithmic", { value: data.log, change: again((value) => (this.log = value)) }) : null,
-      exporters(fileName(data.title), { svg: () => svgText(this.svg), png: () => svgCanvas(this.svg), json: () => this.#json(), csv: () => this.#csv() }));
+      data.xTicks.log
+        ? toggle(memory, "log", "Logarithmic", { value: data.log, change: again((value) => (this.log = value)) })
+        : null,
+      exporters(fileName(data.title), {
+        svg: () => svgText(this.svg),
+        png: () => svgCanvas(this.svg),
+        json: () => this.#json(),
+        csv: () => this.#csv(),
+      }),
+    );
   }
 
   #swatch(n) {
     const { dash } = this.data.series[n];
-    return el("svg", { width: 22, height: 8, "aria-hidden": "true", class: "swatch" },
-      el("path", { d: "M1 4h20", style: `stroke: ${series(this.data.series[n].colour)}; stroke-width: 2.5; stroke-dasharray: ${dash.join(" ") || "none"}` }));
+    return el(
+      "svg",
+      { width: 22, height: 8, "aria-hidden": "true", class: "swatch" },
+      el("path", {
+        d: "M1 4h20",
+        style: `stroke: ${series(this.data.series[n].colour)}; stroke-width: 2.5; stroke-dasharray: ${dash.join(" ") || "none"}`,
+      }),
+    );
   }
 
   #switch(n) {
@@ -109,12 +131,18 @@ class Chart {
     this.beside = beside;
     this.wide = room - this.left - beside - 26;
     const height = TOP + HIGH + FOOT;
-    for (const [name, value] of Object.entries({ width: room, height, viewBox: `0 0 ${room} ${height}` })) this.svg.setAttribute(name, value);
+    resize(this.svg, room, height);
     this.board.setAttribute("style", `width: ${room}px; height: ${height}px`);
     this.over = el("g", {});
     const bands = this.bands ? shown.filter((line) => line.low).map((line) => this.#band(line)) : [];
-    this.svg.replaceChildren(...this.#axes(), ...bands, ...shown.map((line) => this.#line(line)), ...shown.flatMap((line) => this.#dots(line)),
-      ...this.#names(shown), this.over);
+    this.svg.replaceChildren(
+      ...this.#axes(),
+      ...bands,
+      ...shown.map((line) => this.#line(line)),
+      ...shown.flatMap((line) => this.#dots(line)),
+      ...this.#names(shown),
+      this.over,
+    );
     for (const [n, button] of this.legend.entries()) button.replaceChild(this.#swatch(n), button.firstChild);
     this.#point();
     if (this.point !== null && this.locked) this.#show();
@@ -126,7 +154,10 @@ class Chart {
     const parts = [el("text", { x: 0, y: 12 }, data.yName)];
     for (const [value, text] of data.yTicks) {
       const y = this.#y(value);
-      parts.push(el("path", { class: "axis", d: `M${this.left} ${y}h${this.wide}` }), el("text", { x: this.left - 8, y: y + 4, "text-anchor": "end" }, text));
+      parts.push(
+        el("path", { class: "axis", d: `M${this.left} ${y}h${this.wide}` }),
+        el("text", { x: this.left - 8, y: y + 4, "text-anchor": "end" }, text),
+      );
     }
     for (const [, value] of data.references) {
       parts.push(el("path", { class: "reference", d: `M${this.left} ${this.#y(value)}h${this.wide}` }));
@@ -137,7 +168,10 @@ class Chart {
     for (const n of thinned(ticks.length, widest / each)) {
       const [value, text] = ticks[n];
       const x = this.#x(value);
-      parts.push(el("path", { class: "axis", d: `M${x} ${bottom}v4` }), el("text", { x, y: bottom + 18, "text-anchor": "middle" }, fitting(text, Math.max(80, each - 8))));
+      parts.push(
+        el("path", { class: "axis", d: `M${x} ${bottom}v4` }),
+        el("text", { x, y: bottom + 18, "text-anchor": "middle" }, fitting(text, Math.max(80, each - 8))),
+      );
     }
     parts.push(el("text", { x: this.left + this.wide / 2, y: bottom + 38, "text-anchor": "middle" }, data.xName));
     return parts;
@@ -159,24 +193,41 @@ class Chart {
     const runs = this.#runs(line, (n) => line.y[n] !== null && line.low[n] !== null && line.high[n] !== null);
     const edge = (run, ends) => run.map((n) => `${this.#x(x[n])} ${this.#y(ends[n])}`).join("L");
     const alone = line.joined ? runs.filter((run) => run.length === 1) : runs.flat().map((n) => [n]);
-    const areas = runs.filter((run) => line.joined && run.length > 1).map((run) => `M${edge(run, line.high)}L${edge([...run].reverse(), line.low)}Z`).join("");
+    const area = (run) => `M${edge(run, line.high)}L${edge([...run].reverse(), line.low)}Z`;
+    const areas = runs
+      .filter((run) => line.joined && run.length > 1)
+      .map(area)
+      .join("");
     const single = alone.map((run) => `M${edge(run, line.high)}L${edge(run, line.low)}`).join("");
     const fill = series(line.colour);
-    return el("g", { class: "band" }, el("path", { d: areas, style: `fill: ${fill}; opacity: 0.16` }), el("path", { d: single, style: `stroke: ${fill}; stroke-width: 2; opacity: 0.6` }));
+    return el(
+      "g",
+      { class: "band" },
+      el("path", { d: areas, style: `fill: ${fill}; opacity: 0.16` }),
+      el("path", { d: single, style: `stroke: ${fill}; stroke-width: 2; opacity: 0.6` }),
+    );
   }
 
   #line(line) {
     const runs = line.joined ? this.#runs(line, (n) => line.y[n] !== null) : [];
-    const strokes = runs.map((run) => `M${run.map((n) => `${this.#x(this.data.x[n])} ${this.#y(line.y[n])}`).join("L")}`).join("");
-    return el("path", { class: "stroke", d: strokes, style: `stroke: ${series(line.colour)}; stroke-width: 2; stroke-dasharray: ${line.dash.join(" ") || "none"}; fill: none` });
+    const place = (n) => `${this.#x(this.data.x[n])} ${this.#y(line.y[n])}`;
+    const strokes = runs.map((run) => `M${run.map(place).join("L")}`).join("");
+    return el("path", {
+      class: "stroke",
+      d: strokes,
+      style: `stroke: ${series(line.colour)}; stroke-width: 2; stroke-dasharray: ${line.dash.join(" ") || "none"}; fill: none`,
+    });
   }
 
   #dots(line) {
     const { x, marked } = this.data;
     const radius = x.length <= 60 ? 3 : 1.5;
     const style = `fill: ${series(line.colour)}`;
-    const dots = line.y.map((y, n) => (y === null ? null : el("circle", { class: "dot", cx: this.#x(x[n]), cy: this.#y(y), r: radius, style })));
-    const rings = marked.filter(([n, at]) => n === line.n && line.y[at] !== null)
+    const dots = line.y.map((y, n) =>
+      y === null ? null : el("circle", { class: "dot", cx: this.#x(x[n]), cy: this.#y(y), r: radius, style }),
+    );
+    const rings = marked
+      .filter(([n, at]) => n === line.n && line.y[at] !== null)
       .map(([, at]) => el("circle", { class: "ring", cx: this.#x(x[at]), cy: this.#y(line.y[at]), r: 7 }));
     return [...dots.filter(Boolean), ...rings];
   }
@@ -185,10 +236,22 @@ class Chart {
     const ends = this.data.references.map(([name, value]) => ({ name, y: this.#y(value), colour: scheme().soft, dash: [4, 4] }));
     for (const line of shown) {
       const known = line.y.filter((y) => y !== null);
-      if (known.length) ends.push({ name: line.name, y: this.#y(known[known.length - 1]), colour: series(line.colour), dash: line.dash, ink: true });
+      if (known.length)
+        ends.push({
+          name: line.name,
+          y: this.#y(known[known.length - 1]),
+          colour: series(line.colour),
+          dash: line.dash,
+          ink: true,
+        });
     }
     ends.sort((a, b) => a.y - b.y);
-    const places = spread(ends.map((end) => end.y), APART, TOP - 4, TOP + HIGH);
+    const places = spread(
+      ends.map((end) => end.y),
+      APART,
+      TOP - 4,
+      TOP + HIGH,
+    );
     const right = this.left + this.wide;
     return ends.flatMap((end, n) => [
       el("path", { d: `M${right + 3} ${end.y}L${right + 10} ${places[n]}`, style: `stroke: ${scheme().line}; fill: none` }),
@@ -266,16 +329,31 @@ class Chart {
       return;
     }
     const x = this.#x(this.data.x[point]);
-    const dots = this.#shown().filter((line) => line.y[point] !== null)
-      .map((line) => el("circle", { cx: x, cy: this.#y(line.y[point]), r: 5, style: `fill: ${series(line.colour)}; stroke: ${scheme().paper}; stroke-width: 1.5` }));
-    this.over.replaceChildren(el("path", { class: this.locked ? "cursor locked" : "cursor", d: `M${x} ${TOP}v${HIGH}` }), ...dots);
+    const dots = this.#shown()
+      .filter((line) => line.y[point] !== null)
+      .map((line) =>
+        el("circle", {
+          cx: x,
+          cy: this.#y(line.y[point]),
+          r: 5,
+          style: `fill: ${series(line.colour)}; stroke: ${scheme().paper}; stroke-width: 1.5`,
+        }),
+      );
+    this.over.replaceChildren(
+      el("path", { class: this.locked ? "cursor locked" : "cursor", d: `M${x} ${TOP}v${HIGH}` }),
+      ...dots,
+    );
   }
 
   #show() {
     const [board, root] = [this.board.getBoundingClientRect(), this.root.getBoundingClientRect()];
     const first = this.#shown().find((line) => line.y[this.point] !== null);
     const y = first ? this.#y(first.y[this.point]) : TOP;
-    this.hint.show(this.#x(this.data.x[this.point]) + board.left - root.left, Math.min(y, TOP + HIGH - 60) + board.top - root.top, this.#words());
+    this.hint.show(
+      this.#x(this.data.x[this.point]) + board.left - root.left,
+      Math.min(y, TOP + HIGH - 60) + board.top - root.top,
+      this.#words(),
+    );
   }
 
   // --- files ---------------------------------------------------------------------------------------------
@@ -287,7 +365,8 @@ class Chart {
   }
 
   #csv() {
-    const rows = this.data.series.flatMap(({ name, y, low, high }) => y.map((value, n) => [name, this.data.xTexts[n], value ?? "", low?.[n] ?? "", high?.[n] ?? ""]));
+    const row = ({ name, y, low, high }, n) => [name, this.data.xTexts[n], ...[y, low, high].map((part) => part?.[n] ?? "")];
+    const rows = this.data.series.flatMap((line) => line.y.map((_, n) => row(line, n)));
     return csv([["series", this.data.xName || "x", this.data.yName || "y", "low", "high"], ...rows]);
   }
 }

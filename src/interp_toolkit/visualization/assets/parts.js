@@ -82,7 +82,19 @@ export function csv(rows) {
 
 /** A name for a file. */
 export function fileName(title) {
-  return title.replace(/[^\p{L}\p{N}]+/gu, "_").replace(/^_+|_+$/g, "").slice(0, 60) || "picture";
+  return (
+    title
+      .replace(/[^\p{L}\p{N}]+/gu, "_")
+      .replace(/^_+|_+$/g, "")
+      .slice(0, 60) || "picture"
+  );
+}
+
+/** Gives an SVG element a size, in which its units are pixels. */
+export function resize(svg, width, height) {
+  svg.setAttribute("width", width);
+  svg.setAttribute("height", height);
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
 }
 
 /** The place of an event within an element, in its own pixels. */
@@ -95,12 +107,14 @@ export function within(event, element) {
 export function compact(value, full) {
   const decimals = [100, 10, 0.1, 0.01, 0.001].findIndex((least) => full >= least);
   if (!Number.isFinite(value) || decimals < 0 || Math.abs(value) >= 1e5) return number(value);
-  return value.toFixed(decimals).replace("-", "−");
+  return value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 }
 
 /** Ink or paper: what is easier to read on this colour. */
 export function inkOn([red, green, blue], colours = scheme()) {
-  const linear = [red, green, blue].map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  const linear = [red, green, blue]
+    .map((part) => part / 255)
+    .map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
   const light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
   const bright = 1.05 / (light + 0.05) > (light + 0.05) / 0.06;
   return bright ? (colours.dark ? colours.ink : "#ffffff") : colours.dark ? colours.paper : colours.ink;

@@ -1,7 +1,7 @@
 """Direct effects: what a vector adds to logits through the residual stream alone.
 
-The final norm's scale is frozen at that run's own, so that effects are linear: those of the embedding, of all heads and
-of all MLPs add up to the logit. A soft cap behind the unembedding is left out.
+The final norm's scale is frozen at that run's own, so that effects are linear: those of the embedding, of all heads, of
+all MLPs and of the biases add up to the logit. A soft cap behind the unembedding is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from interp_toolkit.model.wiring import Wiring
 _WRITTEN = 1 << 23  # numbers of heads' outputs that are held at once
 _ROWS = 64  # rows of an unembedding whose weights cannot be read, in a pass
 _OFF = 0.05  # how far a norm may be from what it is taken for
+_FACTOR_OFF = {torch.float64: 1e-6, torch.float32: 1e-4}  # the same for a factor behind the unembedding
 
 
 class Direct:
@@ -32,20 +33,27 @@ class Direct:
     Args:
         wiring: the model.
         tokens: any prompt, on which logits are compared with what the unembedding gives.
+        dtype: in what precision to work.
+
+    Attributes:
+        end: the residual stream in front of the final norm.
+        gain: the norm's gain for each channel.
+        capped: whether logits are changed behind the unembedding, other than by a factor.
 
     Raises:
         CircuitError: when the final norm is of neither kind.
     """
 
-    def __init__(self, wiring: Wiring, tokens: Tokens) -> None:
+    def __init__(self, wiring: Wiring, tokens: Tokens, *, dtype: torch.dtype = torch.float32) -> None:
         layout = wiring.layout
         self._unembed = wiring.top(layout.unembed)
         self._norm = None if layout.final_norm is None else wiring.top(layout.final_norm)
+        self.dtype = dtype
         self.end = Site("resid_post", layout.num_layers - 1)
         found = run(wiring.model, tokens, read=self.end, logits="last", layout=layout)
         stream = found[self.end][:, -1]
-        self._zero: Tensor | float = 0.0
-        self._centred, self.gain = False, torch.ones_like(stream[0]).float()
+        self._zero = torch.zeros_like(stream[:1])
+        self._centred, self.gain = False, torch.ones_like(stream[0]).to(dtype)
         if self._norm is not None:
             self._look_at_norm(self._norm, stream)
         self._factor, self.capped = self._behind(stream, found)
@@ -57,12 +65,12 @@ class Direct:
         probe[:, 1::2] = -1.0
         if width % 2:
             probe[:, -3:] = torch.tensor([2.0, -1.0, -1.0]).to(probe)
-        self._zero = norm(torch.zeros_like(probe)).float()
-        normed, moved = (norm(x).float() - self._zero for x in (probe, probe + 1))
+        self._zero = norm(torch.zeros_like(probe))
+        normed, moved = (norm(x).to(self.dtype) - self._zero.to(self.dtype) for x in (probe, probe + 1))
         self._centred = bool((moved - normed).norm() < _OFF * normed.norm())
-        self.gain = (normed / probe.float())[0]
+        self.gain = (normed / probe.to(self.dtype))[0]
         raw, number = self._scaled(stream)
-        given = norm(stream).float() - self._zero
+        given = (norm(stream) - self._zero).to(self.dtype)
         if not bool((raw * number - given).norm() <= _OFF * given.norm()):
             raise CircuitError(
                 f"the final norm ({type(norm).__name__}) is neither a LayerNorm nor a root-mean-square norm, so its "
@@ -71,28 +79,42 @@ class Direct:
 
     def _scaled(self, stream: Float[Tensor, "n d_model"]) -> tuple[Tensor, Tensor]:
         """The stream times the gain, and by what the norm multiplies that at each position."""
-        wide = stream.float()
+        wide = stream.to(self.dtype)
         if self._norm is None:
             return wide, torch.ones_like(wide[:, :1])
         raw = (wide - wide.mean(-1, keepdim=True) if self._centred else wide) * self.gain
-        normed = self._norm(stream).float() - self._zero
+        normed = self._norm(stream).to(self.dtype) - self._zero.to(self.dtype)
         return raw, (raw * normed).sum(-1, keepdim=True) / (raw * raw).sum(-1, keepdim=True).clamp_min(1e-30)
 
     @torch.no_grad()
     def _behind(self, stream: Float[Tensor, "n d_model"], found: Run) -> tuple[float, bool]:
         """By what logits are multiplied behind the unembedding, and whether they are changed otherwise."""
-        plain = self._unembed(stream if self._norm is None else self._norm(stream)).float()
-        logits = plain if found.logits is None else found.logits[:, -1].float()
+        plain = self._unembed(stream if self._norm is None else self._norm(stream)).to(self.dtype)
+        logits = plain if found.logits is None else found.logits[:, -1].to(self.dtype)
         factor = float((plain * logits).sum() / (plain * plain).sum().clamp_min(1e-30))
-        capped = bool((factor * plain - logits).norm() > _OFF * logits.norm())
+        off = _FACTOR_OFF.get(stream.dtype, _OFF)
+        capped = bool((factor * plain - logits).norm() > off * logits.norm())
         return (1.0 if capped else factor), capped
+
+    @torch.no_grad()
+    def logits(self, stream: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        """The logits that this residual stream gives, before a soft cap."""
+        normed = stream if self._norm is None else self._norm(stream)
+        given: Tensor = self._unembed(normed).to(self.dtype) * self._factor
+        return given
+
+    @torch.no_grad()
+    def constant(self, ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What the biases of the final norm and of the unembedding give to the logits of these tokens."""
+        given: Tensor = self._unembed(self._zero)[0, ids.to(self._zero.device)].to(self.dtype) * self._factor
+        return given
 
     def rows(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """What the unembedding multiplies its input with to get the logits of these tokens."""
         weight = getattr(self._unembed, "weight", None)
         # Subclasses quantise or adapt their weights; offloaded weights are not here.
         if type(self._unembed) is nn.Linear and isinstance(weight, Tensor) and not weight.is_meta:
-            return weight[ids.to(weight.device)].detach().float().to(self.gain.device)
+            return weight[ids.to(weight.device)].detach().to(self.gain)
         return torch.cat([self._rows_by_gradient(some) for some in ids.split(_ROWS)])
 
     def _rows_by_gradient(self, ids: Tensor) -> Tensor:
@@ -101,7 +123,7 @@ class Direct:
             inputs = torch.zeros(len(ids), len(self.gain), dtype=like.dtype, device=self.gain.device)
             inputs.requires_grad_()
             picked = self._unembed(inputs).gather(1, ids.to(inputs.device)[:, None]).sum()
-            return torch.autograd.grad(picked, inputs)[0].float()
+            return torch.autograd.grad(picked, inputs)[0].to(self.dtype)
 
     @torch.no_grad()
     def slopes(
@@ -113,7 +135,7 @@ class Direct:
             stream: the residual stream in front of the final norm, in the model's own precision.
             rows: for each position some rows of the unembedding, or differences of them.
         """
-        found = rows.to(self.gain.device) * self.gain * self._scaled(stream)[1][:, None]
+        found = rows.to(self.gain) * self.gain * self._scaled(stream)[1][:, None]
         if self._centred:
             found = found - found.mean(-1, keepdim=True)
         return found * self._factor
