@@ -12,6 +12,7 @@ import pytest
 from interp_toolkit.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ("README.md", "docs/views.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -29,6 +30,7 @@ def blocks(page: str, language: str) -> list[str]:
         "docs/store.md",
         "docs/circuits.md",
         "docs/probes.md",
+        "docs/views.md",
     ],
 )
 @pytest.mark.usefixtures("one_demo")
@@ -125,19 +127,28 @@ def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monk
 def test_the_commands_shown_are_commands() -> None:
     shown = [
         line
-        for page in ("README.md", "docs/store.md", "docs/probes.md")
+        for page in ("README.md", "docs/store.md", "docs/probes.md", "docs/views.md")
         for block in blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 14
+    assert len(shown) == 17
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
-def test_files_that_the_readme_links_to_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/views.md"])
+def test_files_that_a_page_links_to_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"""(?:\]\(|(?:src|href)=")([^)#"]+)(?:#[^)"]*)?[)"]""", text)
+    links = [link for link in found if "://" not in link]
     assert links
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_shows_three_of_the_pictures_and_the_page_on_views_all_six() -> None:
+    shown = {page: set(re.findall(r"images/(\w+)\.svg", (ROOT / page).read_text("utf-8"))) for page in PICTURES}
+    assert len(shown["README.md"]) >= 3
+    assert shown["docs/views.md"] == {path.stem for path in (ROOT / "docs" / "images").iterdir()}
+    assert len(shown["docs/views.md"]) == 6

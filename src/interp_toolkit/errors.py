@@ -15,6 +15,7 @@ InterpError                       everything raised here on purpose
 │   └── AlignmentError            two prompts that do not line up
 ├── CircuitError                  a circuit that cannot be found, run or judged as asked
 ├── ProbeError                    data from which no probe can be trained or judged as asked
+├── LensError                     a lens that cannot be trained or read as asked
 ├── SteeringError                 a direction that cannot be found, or steered along, as asked
 ├── FileFormatError               a saved file that is not what it says
 └── StoreError                    a store that cannot be read or written as asked
@@ -93,6 +94,10 @@ class SteeringError(InterpError, ValueError):
     """A direction that cannot be found, or steered along, as asked."""
 
 
+class LensError(InterpError, ValueError):
+    """A lens that cannot be trained or read as asked."""
+
+
 class FileFormatError(InterpError, ValueError):
     """A file that cannot be read as what it claims to be."""
 
@@ -117,6 +122,7 @@ __all__ = [
     "FileFormatError",
     "InterpError",
     "InterpWarning",
+    "LensError",
     "MetricError",
     "ModelLoadError",
     "PositionError",

@@ -19,7 +19,6 @@ from interp_toolkit.circuits import patch_sweep
 from interp_toolkit.model import Span
 from interp_toolkit.model.positions import PositionsLike
 from interp_toolkit.model.tokens import answer_token, token_string, tokenizer_for
-from interp_toolkit.visualization import Heatmap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,25 +71,6 @@ class Showcase:
             f"carries {at_subject[0]:.0%} at layer 0, {at_subject[layer]:.0%} at layer {layer} and "
             f"{at_subject[behind]:.0%} at layer {behind}."
         )
-
-    def heatmaps(self) -> list[Heatmap]:
-        """One picture for each place."""
-        return [
-            Heatmap(
-                values=[list(values) for values in by_component.values()],
-                rows=list(by_component),
-                columns=[str(n) for n in range(len(next(iter(by_component.values()))))],
-                title=f"Patching “{self.clean}” into “{self.corrupt}”, at {place}",
-                caption=(
-                    f"Effect on the logit difference {self.target!r} − {self.foil!r} of putting one activation of the "
-                    "clean run into the corrupt run: 0 leaves the corrupt answer, 1 restores the clean one. resid is "
-                    "the residual stream in front of the block, attn and mlp are what the sublayers add to it."
-                ),
-                column_name="layer",
-                limit=1.0,
-            )
-            for place, by_component in self.effects.items()
-        ]
 
 
 def showcase(

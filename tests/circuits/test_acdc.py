@@ -12,11 +12,13 @@ from torch import Tensor
 
 from circuits.brute_edges import double_model
 from circuits.planted import PLANTED
-from interp_toolkit.circuits.acdc import acdc
+from interp_toolkit.circuits.acdc import _Guess, _Walk, acdc
 from interp_toolkit.circuits.attribution import attribute
 from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.graph import connected, random_edges, top_edges
+from interp_toolkit.circuits.judging import prompt_digest
 from interp_toolkit.circuits.metrics import metric_of
+from interp_toolkit.circuits.resumed import ResumedRuns
 from interp_toolkit.circuits.scores import EdgeScores
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError, InterpWarning
@@ -121,7 +123,7 @@ def test_edges_into_nodes_that_lead_nowhere_cost_no_run() -> None:
         mask[runs.graph.edge_of(name)] = True
     with pytest.warns(InterpWarning, match="no circuit is left: no edge moved logit_diff by 1000"):
         found = acdc(runs, mask, tolerance=1000.0, at_once=1, progress=False)
-    assert found.measured == 3 + 5  # the five edges into the logits
+    assert found.measured == 3 + 5 + 1  # the ends, the five edges into the logits, and what is left
     assert not found.mask.any()
     assert "12 edges needed no run" in found.summary()
 
@@ -156,7 +158,47 @@ def test_other_ablations_and_lengths() -> None:
     start = connected(runs.graph, top_edges(runs.graph, scores_of("gpt2").values, 25))
     found = acdc(runs, start, tolerance=0.1, progress=False)
     mask, _ = plain_walk(runs, start, 0.1)
-    assert torch.equal(found.mask, connected(runs.graph, mask))
+    assert torch.equal(found.mask, connected(runs.graph, mask, ablation="zero"))
+    assert found.scores.notes["prompt_digests"] == [prompt_digest(row) for row in clean]
+
+
+@pytest.mark.parametrize(
+    ("family", "ablation"),
+    [("gpt2", "mean"), ("gpt2", "positional"), ("gpt_neox", "zero"), ("gpt2", "corrupt"), ("gemma2", "corrupt")],
+)
+@pytest.mark.filterwarnings("ignore:no circuit is left")
+def test_the_value_is_that_of_the_circuit_that_comes_out(family: str, ablation: str) -> None:
+    runs = runs_of(family, ablation=ablation)
+    for tolerance in (0.02, 0.05, 0.1, 0.2):
+        found = acdc(runs, tolerance=tolerance, unit="gap", progress=False)
+        again = float(runs.measure(found.mask[None]).double().mean())
+        assert found.value == pytest.approx(again, abs=1e-9)
+        circuit = found.scores.circuit(found.mask)
+        assert torch.equal(circuit.mask, found.mask)
+        if family != "gemma2":  # what was left out at the end carried nothing
+            mask = torch.zeros_like(found.mask)
+            mask[*found.edges[found.kept].T] = True
+            assert float(runs.measure(mask[None]).double().mean()) == pytest.approx(again, abs=1e-6)
+
+
+def test_edges_into_heads_that_lead_nowhere_are_run_where_a_norm_couples_the_heads() -> None:
+    runs = runs_of("gemma2")
+    names = ["embed->logits", "embed->L0H0.q", "L0H1->logits"]
+    names += [name for name in runs.graph.dest_names if name.startswith("L0") and name.endswith((".k", ".v"))]
+    mask = torch.zeros_like(runs.graph.valid)
+    for name in names:
+        mask[runs.graph.edge_of(name if "->" in name else f"embed->{name}")] = True
+    start = connected(runs.graph, mask)
+    start[runs.graph.edge_of("embed->L0H0.q")] = True
+    guess = _Guess(None, 1e9, 8)
+    walk = _Walk(ResumedRuns(runs, [0, 1], start), start, 0.0, 1e9, "keep", guess)
+    assert walk._leads_on(runs.graph.dest_index("L0H0.q"), start)
+    without = start.clone()
+    without[runs.graph.edge_of("embed->L0H0.q")] = False
+    moved = runs.measure(torch.stack([start, without]))
+    assert float((moved[0] - moved[1]).abs().max()) > 1e-6
+    start[runs.graph.edge_of("L0H1->logits")] = False
+    assert not walk._leads_on(runs.graph.dest_index("L0H0.q"), start)
 
 
 def test_the_tolerance_may_be_a_share_of_the_gap() -> None:

@@ -13,10 +13,11 @@ from circuits.test_subgraph import ANSWERS, CLEAN, COMPARED, CORRUPT, later, run
 from interp_toolkit.circuits.attribution import ATTRIBUTIONS, attribute, attribute_edges
 from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.metrics import metric_of
+from interp_toolkit.circuits.node_attribution import attribute_nodes
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError, MetricError
 from interp_toolkit.model import Edit, run
-from tiny import tiny_model
+from tiny import tiny_model, tokens
 
 model_of: Any = cache(double_model)
 KINDS = ["gpt2", "llama", "gpt_neox", "gemma2", "mixtral"]
@@ -152,3 +153,13 @@ def test_what_cannot_be_attributed_is_refused() -> None:
     pairs = prepare_pairs(model, [[1, 2, 3], [1, 2, 3, 4]], [[1, 5, 3], [1, 5, 3, 4]], ANSWERS)
     with pytest.raises(CircuitError, match="one length"):
         attribute(CircuitRuns(model, pairs, metric_of("logit_diff")), "eap", by_position=True)
+
+
+@pytest.mark.parametrize("method", ["clean-corrupt", "conductance"])
+def test_slopes_at_an_embedding_of_zero_are_refused(method: str) -> None:
+    model = tiny_model("llama")
+    clean, corrupt = tokens(2), tokens(2, seed=1)
+    for score in (attribute_edges, attribute_nodes):
+        with pytest.raises(CircuitError, match=f"{method} takes a slope where the whole embedding is ablated"):
+            score(model, clean, corrupt, (5, 9), method=method, ablation="zero")
+    assert attribute_edges(model, clean, corrupt, (5, 9), ablation="zero").values.isfinite().all()

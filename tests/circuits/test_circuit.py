@@ -241,7 +241,28 @@ def test_pruning_drops_loose_edges_and_says_how_many() -> None:
     assert pruned.notes["pruned"] == 2
     assert "no path" not in pruned.summary()
     loose = circuit_of(GROUPED, ["embed->L0MLP"])
-    assert "None of them is on a path from embed to logits, so the circuit carries nothing." in loose.summary()
+    assert "None of them is on a path from embed to logits, so the circuit carries nothing where" in loose.summary()
+    assert "so the circuit carries nothing.\n" in replace(loose, ablation="corrupt").summary()
+
+
+def test_with_means_or_zeros_edges_out_of_nodes_without_input_stay_in_a_circuit() -> None:
+    names = ["L0H0->logits", "embed->L2MLP"]
+    for ablation in ("mean", "positional", "zero"):
+        circuit = circuit_of(GROUPED, names, ablation=ablation)
+        assert circuit.pruned().edge_set == {("L0H0", "logits")}
+        assert "1 of them are on no path to logits: .pruned() leaves them out." in circuit.summary()
+    assert not circuit_of(GROUPED, names, ablation="corrupt").pruned().num_edges
+
+
+def test_sets_of_edges_keep_the_prompts_that_their_parts_were_found_on() -> None:
+    first = grouped_circuit(notes={"prompt_digests": ["a", "b"], "corrupt_digests": ["x"], "faithfulness": 1.0})
+    second = grouped_circuit(notes={"prompt_digests": ["b", "c"]})
+    for joined in (first | second, first & second, first - second, first ^ second):
+        assert joined.notes["prompt_digests"] == ["a", "b", "c"]
+        assert joined.notes["corrupt_digests"] == ["x"]
+        assert "faithfulness" not in joined.notes
+    assert first.complement().notes["prompt_digests"] == ["a", "b"]
+    assert "prompt_digests" not in (grouped_circuit() | grouped_circuit()).notes
 
 
 # --- words -----------------------------------------------------------------------------------------------------

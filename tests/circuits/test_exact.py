@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         exact_scores(runs, edges=~none)
     with pytest.raises(CircuitError, match="a sample of 4 edges cannot be drawn from 3: 1 to 3 can"):
         exact_scores(runs, edges=some(runs, 60) & (some(runs, 60).flatten().cumsum(0) <= 3).view_as(none), sample=4)
-    with pytest.raises(CircuitError, match="no pair of prompts"):
+    with pytest.raises(CircuitError, match="pairs are different numbers"):
         exact_scores(runs, pairs=[])
     with pytest.raises(CircuitError, match="cannot be chosen"):
         exact_cost(runs, 10**6)

@@ -74,11 +74,11 @@ def answers_of(planted: Planted) -> list[tuple[int, ...]]:
 
 
 @cache
-def runs_of(ablation: str = "corrupt") -> CircuitRuns:
+def runs_of(ablation: str = "corrupt", metric: str = "logit_diff") -> CircuitRuns:
     planted = known()
     pairs = prepare_pairs(planted.model, planted.clean, planted.corrupt, answers_of(planted))
     kind: Any = ablation
-    return CircuitRuns(planted.model, pairs, metric_of("logit_diff"), ablation=kind)
+    return CircuitRuns(planted.model, pairs, metric_of(metric), ablation=kind)
 
 
 @cache
@@ -373,6 +373,67 @@ def test_prompts_that_were_used_before_are_warned_of() -> None:
     assert [str(one.message)[:9] for one in told] == ["5 prompts"]  # few, but none that was used before
 
 
+def test_prompts_that_were_used_on_the_other_side_of_a_pair_are_noted() -> None:
+    digests = [prompt_digest(row) for row in known().clean[:3].tolist()]
+    found = judge(runs_of(), true_circuit(notes={"corrupt_digests": digests}), random=0)
+    assert "3 of 8 pairs share a prompt with pairs that were used to find the circuit" in found.summary()
+    seen = curve(runs_of(), replace(scores(), notes={"corrupt_digests": digests}), sizes=[0.1, 1], random=0)
+    assert seen.notes["overlapping_prompts"] == 3
+    assert "3 of 8 pairs share a prompt with pairs that were used to find the scores" in seen.summary()
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_what_pruning_leaves_out_of_a_curve_carries_nothing_with_any_ablation(ablation: str) -> None:
+    runs, given = runs_of(ablation), scores()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InterpWarning)
+        found = curve(runs, given, sizes=[0.02, 0.05, 0.1, 0.2, 1], random=0)
+    whole = runs.measure([top_edges(runs.graph, given.values, n) for n in found.edges])
+    torch.testing.assert_close(found.absolute.T, whole, atol=1e-4, rtol=1e-4)
+    assert found.connected_absolute[1] < found.edges[1]
+
+
+def test_a_random_circuit_that_is_as_near_is_not_beaten() -> None:
+    assert not sufficiency_test(0.5, torch.full((29,), 0.5)).rejected
+    assert sufficiency_test(0.5, torch.full((29,), 0.5)).statistic == 0
+    assert sufficiency_test(0.5, torch.full((29,), 0.6)).rejected
+
+
+def test_tests_against_a_model_that_is_the_same_on_all_prompts_are_not_done() -> None:
+    runs = runs_of(metric="kl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InterpWarning)
+        found = judge(runs, true_circuit(), random=0)
+    assert [test.p_value for test in found.tests] == [None, None]
+    assert not any(test.rejected for test in found.tests)
+    assert "equivalence: not done: the metric is 0 in the whole model, the same on all 8 prompts" in found.summary()
+
+
+def test_what_differs_by_little_beside_large_values_differs() -> None:
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0)).double() * 1e-3
+    assert equivalence_test(200 + noise.abs(), torch.full((40,), 200.0, dtype=torch.float64)).rejected
+    assert independence_test(200 + noise, 200 + noise).rejected
+
+
+@SAME_PROMPTS
+def test_intervals_of_a_distance_near_nothing_hold_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape, hits, cases = torch.tensor([0.3, 0.5, 0.8, 0.95, 1, 1, 1, 1, 1, 1]), 0, 60
+    truth = float(area(SIZES, (1 - shape).abs()))
+    like = curve(runs_of(), scores(), random=0)
+    for _ in range(cases):
+        gap, ablated = 5 + torch.randn(16, generator=generator), torch.randn(16, generator=generator)
+        noise = torch.randn(16, 10, generator=generator) * 0.3
+        noise[:, -1] = 0
+        values = ablated[:, None] + gap[:, None] * (shape + noise)
+        found = replace(
+            like, model=ablated + gap, ablated=ablated, absolute=values, signed=values, random=torch.zeros(0, 16, 10)
+        ).cmd
+        assert found.low <= found.value <= found.high
+        hits += found.low <= truth <= found.high
+    assert hits >= 0.8 * cases  # plain quantiles of the draws never do
+
+
 def test_circuits_and_options_that_cannot_be_judged_are_refused(unchecked: None) -> None:
     runs, circuit = runs_of(), true_circuit()
     other = circuit_of(SMALL, ["embed->logits"])
@@ -535,6 +596,19 @@ def test_stability_of_prompts_that_agree_is_whole_and_of_two_that_do_not_as_work
     pairs = often * 40 * (often * 40 - 1) / 2 + (1 - often) * 40 * ((1 - often) * 40 - 1) / 2
     assert both.mean == pytest.approx(pairs / (40 * 39 / 2))
     assert 0.5 < often < 0.95
+
+
+def test_stability_of_noise_is_what_is_told_as_that_of_no_effect() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = torch.randn(LARGE.valid.shape, generator=generator).exp() ** 2
+    prompts = torch.randn(16, *LARGE.valid.shape, generator=generator) * size * LARGE.valid
+    found = stability(scored(prompts.mean(0), LARGE, prompts=prompts), 350, draws=6, prune=False)
+    assert found.null == pytest.approx(found.mean, abs=0.08)
+    assert found.mean > 0.3  # far above what choices without any scores share
+    real = prompts + 30 * size * (torch.rand(LARGE.valid.shape, generator=generator) < 0.01) * LARGE.valid
+    agreed = stability(scored(real.mean(0), LARGE, prompts=real), 350, draws=6, prune=False)
+    assert agreed.mean > agreed.null + 0.2
+    assert f"no edge has an effect, {agreed.null:.1%}" in agreed.summary()
 
 
 def test_stability_needs_scores_of_prompts_and_a_size_that_there_is() -> None:

@@ -21,8 +21,9 @@ from interp_toolkit.circuits.dataset import prepare_pairs
 from interp_toolkit.circuits.exact import exact_scores
 from interp_toolkit.circuits.faithfulness import rank_quality
 from interp_toolkit.circuits.finder import METHODS, CircuitFinder, smallest
+from interp_toolkit.circuits.judging import prompt_digest
 from interp_toolkit.circuits.metrics import metric_of
-from interp_toolkit.circuits.splitting import split
+from interp_toolkit.circuits.splitting import split, words_of_split
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import AlignmentError, CircuitError, InterpWarning
 from tiny import tiny_model, tokens
@@ -138,6 +139,71 @@ def test_pairs_with_one_clean_prompt_stay_on_one_side() -> None:
     discovery, evaluation = split(pairs, 0.5, 3)
     assert sorted(discovery + evaluation) == list(range(8))
     assert all((n % 2 == 0 and n + 1 in side) or n - 1 in side for side in (discovery, evaluation) for n in side)
+
+
+def _pairs_of(clean: list[list[int]], corrupt: list[list[int]]) -> Any:
+    return prepare_pairs(tiny_model("gpt2"), clean, corrupt, ANSWERS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_that_share_a_prompt_stay_on_one_side(seed: int) -> None:
+    one = [[3, 4, n] for n in range(10, 18)]
+    other = [[3, 4, n] for n in range(30, 38)]
+    pairs = _pairs_of(one + other, other + one)  # each pair with its mirror
+    discovery, evaluation = split(pairs, 0.5, seed)
+    assert len(discovery) == len(evaluation) == 8
+    assert all((n + 8) % 16 in side for side in (discovery, evaluation) for n in side)
+    assert not words_of_split(pairs, discovery, evaluation)
+
+
+def test_where_prompts_are_paired_in_many_ways_mirrors_stay_together_and_the_rest_is_said() -> None:
+    ring = [[3, 4, n] for n in range(10, 18)]
+    clean = [*ring, *ring[1:], ring[0]]
+    corrupt = [*ring[1:], ring[0], *ring]  # each with the next one, and all mirrored
+    extra = [[3, 4, n] for n in range(40, 48)]
+    pairs = _pairs_of([*extra, ring[0], ring[1]], [*ring, ring[1], ring[0]])
+    discovery, evaluation = split(pairs, 0.5, 0)
+    assert sorted(discovery + evaluation) == list(range(10))
+    assert (8 in discovery) == (9 in discovery)
+    tangled = _pairs_of(clean, corrupt)
+    discovery, evaluation = split(tangled, 0.5, 0)
+    assert discovery
+    assert evaluation
+    many = [[3, 4, n] for n in range(10, 40)]
+    rows = [(many[n], many[(n + step) % 30]) for n in range(30) for step in (1, 7)]
+    woven = _pairs_of([a for a, _ in rows], [b for _, b in rows])
+    discovery, evaluation = split(woven, 0.5, 1)
+    assert len(evaluation) == 30
+    assert not {rows[n][0][-1] for n in discovery} & {rows[n][0][-1] for n in evaluation}
+    (words,) = words_of_split(woven, discovery, evaluation)
+    assert "of 30 evaluation pairs share a prompt with discovery pairs" in words
+
+
+def test_a_custom_metric_that_uses_no_answers_needs_no_contrast() -> None:
+    def first_logit(logits: Tensor) -> Tensor:
+        return logits[:, 0]
+
+    finder = CircuitFinder(tiny_model("gpt2"), edges=60, random=0, roles=False)
+    circuit = quiet(finder, CLEAN, CORRUPT, first_logit)
+    assert finder.found_ is not None
+    assert not any(finder.found_.runs.pairs.targets)
+    assert "tokens that move most" not in circuit.summary()
+
+
+@pytest.mark.parametrize("method", ["exact", "edge-pruning", "acdc", "combine"])
+def test_every_method_notes_the_prompts_that_it_saw(method: str) -> None:
+    finder = CircuitFinder(tiny_model("gpt2"), edges=60, method=method, random=0, roles=False)
+    circuit = quiet(finder, CLEAN, CORRUPT, answers=ANSWERS)
+    assert finder.found_ is not None
+    seen = list(finder.found_.discovery)
+    assert circuit.notes["prompt_digests"] == [prompt_digest(CLEAN[n].tolist()) for n in seen]
+    assert circuit.notes["corrupt_digests"] == [prompt_digest(CORRUPT[n].tolist()) for n in seen]
+
+
+def test_methods_that_have_no_slope_at_zero_are_refused_with_zeros() -> None:
+    for method in ("clean-corrupt", "conductance", "combine"):
+        with pytest.raises(CircuitError, match="norms have no usable slope there: take 'eap', 'eap-ig' or 'relp'"):
+            CircuitFinder(tiny_model("gpt2"), method=method, ablation="zero")
 
 
 def test_a_saved_circuit_is_the_same_again(tmp_path: Path) -> None:

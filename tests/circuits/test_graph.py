@@ -404,3 +404,14 @@ def test_a_graph_of_eight_billion_parameters_takes_seconds() -> None:
     assert 0 < int(kept.sum()) <= 8000
     assert time.perf_counter() - middle < 1
     assert middle - begin < 10
+
+
+def test_with_ablations_that_are_no_run_only_dead_ends_are_left_out() -> None:
+    graph = SHAPES[4]
+    for seed in range(20):
+        mask = random_edges(graph, 25, seed=seed)
+        kept = connected(graph, mask, ablation="zero")
+        assert torch.equal(connected(graph, mask, ablation="corrupt") & ~kept, torch.zeros_like(mask))
+        everything = mask.clone()
+        everything[0] = graph.valid[0]  # the embedding into every node: all are reached
+        assert torch.equal(kept, connected(graph, everything) & mask)

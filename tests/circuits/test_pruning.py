@@ -212,7 +212,7 @@ def test_prompts_are_taken_a_few_at_a_time() -> None:
         ({"edges": 10**6}, "not of 1,000,000"),
         ({"scores": "other"}, "scores are of another model"),
         ({"scores": "zero"}, "all scores are 0"),
-        ({"pairs": []}, "no pair of prompts"),
+        ({"pairs": []}, "pairs are different numbers"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(about: dict[str, Any], words: str) -> None:

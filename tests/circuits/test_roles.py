@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
+from scipy.stats import norm, ttest_1samp
 from torch import Tensor
 
 import tiny
@@ -20,11 +22,11 @@ from interp_toolkit import tasks
 from interp_toolkit.circuits import role_scores
 from interp_toolkit.circuits.circuit_words import UNLABELLED
 from interp_toolkit.circuits.dataset import Pairs, prepare_pairs
-from interp_toolkit.model.direct import Direct, moved
-from interp_toolkit.circuits.role_scores import repeats
-from interp_toolkit.circuits.role_tests import HEAD_SCORES, THRESHOLDS
+from interp_toolkit.circuits.role_scores import _Means, repeats
+from interp_toolkit.circuits.role_tests import HEAD_SCORES, ROLE_TESTS, THRESHOLDS
 from interp_toolkit.circuits.roles import RoleTable, head_roles
 from interp_toolkit.errors import CircuitError, FileFormatError, PositionError
+from interp_toolkit.model.direct import Direct, moved
 from interp_toolkit.model.heads import projection_bias
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import run
@@ -487,3 +489,21 @@ def test_heads_of_the_demo_model_have_plausible_roles_on_indirect_objects(
     assert {head: role.name for head, role in zip(table.heads, table.roles, strict=True)} == expected
     assert table.score((17, 4), "induction_attention") > 0.6
     assert abs(table.score((17, 4), "induction_copying")) < 0.2
+
+
+def test_a_subject_tracker_has_to_be_one_surely() -> None:
+    test = next(one for one in ROLE_TESTS if one.role == "subject tracker")
+    scores = {"subject_attention": 0.4, "subject_share": 0.71, "prompt_written": 1.0}
+    assert test.reached({**scores, "subject_certainty": 2.8}, THRESHOLDS) < 1
+    assert test.reached({**scores, "subject_certainty": 4.9}, THRESHOLDS) >= 1
+    assert (
+        test.reached({**scores, "subject_certainty": math.nan}, THRESHOLDS) >= 1
+    )  # of a single prompt nothing is known
+
+
+def test_how_surely_a_share_is_above_a_half_is_students_t() -> None:
+    shares = torch.tensor([0.9, 0.6, 0.75, 0.5, 0.8]).double()
+    means = _Means(("share",), (1,))
+    means.add("share", 0, shares)
+    found = ttest_1samp(shares.numpy(), 0.5)
+    assert float(means.certainty("share", 0.5)) == pytest.approx(norm.isf(found.pvalue / 2), rel=0.02)

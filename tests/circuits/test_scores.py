@@ -42,7 +42,7 @@ def test_circuits_chosen_by_scores_hold_the_best_edges_that_are_connected() -> N
         assert pruned.notes["steps"] == 5
         assert f"the best {n} edges by {by} score" in pruned.notes["selection"]
         if pruned.num_edges < n:
-            assert f"{pruned.num_edges} of {n} are connected" in pruned.summary()
+            assert f"{pruned.num_edges} of {n} are on a path from embed to logits" in pruned.summary()
     assert (pruned.method, pruned.metric, pruned.provenance) == ("eap-ig", "logit_diff", ORIGIN)
 
 

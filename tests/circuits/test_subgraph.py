@@ -22,6 +22,7 @@ from circuits.brute_edges import (
 from interp_toolkit.circuits.attribution import attribute
 from interp_toolkit.circuits.dataset import Pairs, prepare_pairs
 from interp_toolkit.circuits.metrics import metric_of
+from interp_toolkit.circuits.node_attribution import node_scores
 from interp_toolkit.circuits.reference import Reference
 from interp_toolkit.circuits.subgraph import CircuitRuns
 from interp_toolkit.errors import CircuitError, UnavailableSiteError
@@ -183,3 +184,17 @@ def test_masks_and_ablations_that_do_not_fit_are_refused() -> None:
     reference = Reference.gather(model, CORRUPT, sites=["z"], positional=False)
     with pytest.raises(Exception, match="the reference has no"):
         runs_of(model, ablation="mean", reference=reference).measure(some_masks(runs, 1))
+
+
+def test_a_pair_that_is_named_twice_is_refused() -> None:
+    model = tiny_model("gpt2")
+    clean, corrupt = tokens(2), tokens(2, seed=1)
+    runs = CircuitRuns(model, prepare_pairs(model, clean, corrupt, (5, 9)), metric_of("logit_diff"))
+    with pytest.raises(CircuitError, match=r"pairs are different numbers from 0 to 1, at least one, not \[0, 0\]"):
+        runs.measure(runs.graph.valid[None], pairs=[0, 0])
+    for score in (
+        lambda: attribute(runs, "eap", pairs=[0, 0]),
+        lambda: node_scores(runs, "heads", "eap", pairs=[1, 1]),
+    ):
+        with pytest.raises(CircuitError, match="different numbers"):
+            score()

@@ -85,6 +85,7 @@ def test_any_label_gives_valid_xml_with_the_label_in_it(token: str) -> None:
         .replace("\u202e", "⟨U+202E⟩")
         .replace("\n", "⏎")
         .replace("\t", "⇥")
+        .replace("\u2028", "⏎")
     )
     titles = [e.text or "" for e in svg.iter(f"{SVG}title")]
     assert shown in titles

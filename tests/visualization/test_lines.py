@@ -142,12 +142,13 @@ def test_words_and_table_give_numbers_with_intervals() -> None:
 
 
 def test_more_series_than_colours_differ_in_dashes_and_grey_is_kept_for_baselines() -> None:
-    lines = [Series(name=str(n), y=[0.0, float(n)]) for n in range(16)] + [Series(name="random", y=[0, 0], grey=True)]
-    found = chart(*lines)
-    looks = [(found.colour(n), found.dash(n)) for n in range(17)]
-    assert len(set(looks)) == 17
-    assert looks[-1][0] == 7
-    assert 7 not in [colour for colour, _ in looks[:-1]]
+    lines = [Series(name=str(n), y=[0.0, float(n)]) for n in range(16)]
+    greys = [Series(name=name, y=[0, 0], grey=True) for name in ("random", "shuffled", "control")]
+    found = chart(*lines, *greys)
+    looks = [(found.colour(n), found.dash(n)) for n in range(19)]
+    assert len(set(looks)) == 19
+    assert [colour for colour, _ in looks[-3:]] == [7, 7, 7]
+    assert 7 not in [colour for colour, _ in looks[:-3]]
 
 
 def test_arrays_and_tensors_are_numbers_too() -> None:

@@ -15,9 +15,9 @@ layers; two F are for the two runs):
 - `relp`, 2F + B: at the clean run, with rules of relevance propagation in place of the gradient (Jafari et al. 2025).
 
 The sign is that of everything here: a positive score helps the clean answer. With `ablation="corrupt"`, scores by
-`conductance` sum to the metric's clean − ablated along every cut of the graph, and those by `eap-ig` do so for the edges
-out of `embed`, both up to the error of few steps. With other ablations they need not: the line of embeddings ends at a
-mean, or at zero, where heads and MLPs still write something, and not in the ablated run.
+`conductance` sum to the metric's clean − ablated along every cut of the graph, and those by `eap-ig` do so for the
+edges out of `embed`, both up to the error of few steps. With other ablations they need not: the line of embeddings ends
+at a mean, or at zero, where heads and MLPs still write something, and not in the ablated run.
 
 With `ablation="zero"` that line ends where norms have no slope that means anything (1/√ε, or none): `clean-corrupt` and
 `conductance`, which take the slope there, are refused.

@@ -285,7 +285,8 @@ class Circuit:
         loose = self.num_edges - int(connected(self.graph, self.mask, ablation=self.ablation).sum())
         path = path_of(self.ablation)
         if loose == self.num_edges:
-            lines.append(f"None of them is on {path}, so the circuit carries nothing.")
+            where = "" if self.ablation else " where edges outside of it carry corrupt runs"
+            lines.append(f"None of them is on {path}, so the circuit carries nothing{where}.")
         elif loose:
             lines.append(f"{loose:,} of them are on {path.replace('a ', 'no ', 1)}: .pruned() leaves them out.")
         return "\n".join([*lines, *self._found(), *words_of_notes(self.notes)])

@@ -27,9 +27,9 @@ from interp_toolkit.circuits.graph_shape import Graph
 from interp_toolkit.circuits.hypothesis_tests import (
     TestResult,
     distance,
+    equivalence_and_independence,
     minimality_test,
     sufficiency_test,
-    tests_of_prompts,
 )
 from interp_toolkit.circuits.judging import (
     Interval,
@@ -214,7 +214,7 @@ def judge(
     model = runs.clean[numbers]
     check_behaviour(model, values[0], runs.metric.name, runs.sign, level)
     names, without = _without_each(runs, mask, removed, numbers)
-    tests = tests_of_prompts(values[1], values[2], model, values[0], level=level)
+    tests = equivalence_and_independence(values[1], values[2], model, values[0], level=level)
     if chance:
         tests.append(sufficiency_test(float(distance(values[1], model)), distance(values[3:], model), level=level))
     if removed == "edges" and names:

@@ -73,8 +73,8 @@ class CircuitFinder:
 
     Args:
         model: a causal language model, as it is.
-        threshold: how far faithfulness may be from 1 on the discovery prompts: of about thirty sizes that are tried, the
-            smallest one within it is kept.
+        threshold: how far faithfulness may be from 1 on the discovery prompts: of about thirty sizes that are tried,
+            the smallest one within it is kept.
         method: how edges are scored: `eap`, `clean-corrupt`, `eap-ig`, `eap-ig-activations`, `conductance`, `relp`
             (see `interp_toolkit.circuits.attribution`), `exact` (each edge left out, for small models), `combine` (mean
             of three attributions), `edge-pruning` (learned), or `acdc` (the best edges by `eap-ig`, dropped one by

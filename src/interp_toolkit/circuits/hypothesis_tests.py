@@ -13,9 +13,9 @@ s is the metric of a prompt, C the circuit, M the whole model, and δ(A, B) the 
   beaten. Exact binomial p-value. Rejected: C is better than chance.
 
 The first three speak for the circuit when they are *not* rejected, which few prompts make easy; the last one when it
-is. Its answer needs 29 random circuits at least; the paper has 100. Equivalence and independence ask how s_C and what is left
-go with s_M, which says nothing where s_M is one number for all prompts (`kl`, a distance from M; an accuracy of 1): they
-are then not done, and say so.
+is. Its answer needs 29 random circuits at least; the paper has 100. Equivalence and independence ask how s goes with
+s_M, which says nothing where s_M is one number for all prompts (`kl`, a distance from M; an accuracy of 1): they are
+then not done, and say so.
 
 Unlike the paper's code: prompts on which C and M agree up to rounding are left out of the equivalence test (as in a
 sign test) instead of counting as losses; the width of each HSIC kernel is the median distance within its own variable;
@@ -84,7 +84,7 @@ def distance(first: Float[Tensor, "*cells prompt"], second: Float[Tensor, "*othe
     return (first - second).double().square().mean(-1)
 
 
-def tests_of_prompts(
+def equivalence_and_independence(
     circuit: Float[Tensor, " prompt"],
     complement: Float[Tensor, " prompt"],
     model: Float[Tensor, " prompt"],
@@ -103,8 +103,8 @@ def tests_of_prompts(
 
     Example:
         >>> one, many = torch.ones(9), torch.arange(9.0)
-        >>> [str(test)[:30] for test in tests_of_prompts(many, many, one, one - 1)]
-        ['equivalence: not done: the met', 'independence: not done: the met']
+        >>> [str(test)[:30] for test in equivalence_and_independence(many, many, one, one - 1)]
+        ['equivalence: not done: the met', 'independence: not done: the me']
     """
     spread = float(model.max() - model.min())
     if spread > max(_rounding(model), _ROUNDING * float((model - ablated).abs().max())):
@@ -332,9 +332,9 @@ __all__ = [
     "PERMUTATIONS",
     "TestResult",
     "distance",
+    "equivalence_and_independence",
     "equivalence_test",
     "independence_test",
     "minimality_test",
     "sufficiency_test",
-    "tests_of_prompts",
 ]

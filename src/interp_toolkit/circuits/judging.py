@@ -174,7 +174,7 @@ def prompt_digest(ids: Sequence[int]) -> str:
 
 
 def used_prompts(pairs: Pairs, numbers: Sequence[int]) -> dict[str, list[str]]:
-    """What is noted of the pairs that something was found on: the digests of their clean and of their corrupt prompts."""
+    """What is noted of pairs that something was found on: the digests of their clean and of their corrupt prompts."""
     sides = (("prompt_digests", pairs.clean), ("corrupt_digests", pairs.corrupt))
     return {name: [prompt_digest(side[n].row()) for n in numbers] for name, side in sides}
 
@@ -207,8 +207,9 @@ def check_apart(notes: Mapping[str, Any], pairs: Pairs, numbers: Sequence[int], 
 
 def overlap(touched: int, prompts: int, what: str) -> str:
     """That pairs share prompts with those that something was found on, in words."""
-    return f"{touched} of {prompts} pairs share a prompt with those that {what} was found on, as the other one of the pair".replace(
-        "the scores was", "the scores were"
+    return (
+        f"{touched} of {prompts} pairs share a prompt with pairs that were used to find {what}: a corrupt one, or one "
+        "that was clean there and is corrupt here, or the other way"
     )
 
 

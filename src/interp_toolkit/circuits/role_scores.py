@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp_toolkit.model.direct import Direct, moved, outputs
 from interp_toolkit.errors import CircuitError
+from interp_toolkit.model.direct import Direct, moved, outputs
 from interp_toolkit.model.machine import token_limit
 from interp_toolkit.model.run import Run, run
 from interp_toolkit.model.sites import Site
@@ -257,7 +257,8 @@ class _Means:
     def certainty(self, name: str, beside: float = 0.0) -> Tensor:
         """How surely a mean is not 0, or what it is put beside.
 
-        Student's t as the normal deviate of the same probability (Wallace 1959); NaN for a single prompt, where nothing is known of chance.
+        Student's t as the normal deviate of the same probability (Wallace 1959); NaN for a single prompt, where nothing
+        is known of chance.
         """
         number, total, squares = self._sums[name]
         mean, free = total / number, number - 1

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from interp_toolkit.circuits.circuit_words import UNLABELLED, Role
 from interp_toolkit.circuits.dataset import Pairs
-from interp_toolkit.model.direct import Direct
 from interp_toolkit.circuits.role_prompts import asked_of, sequences_for
 from interp_toolkit.circuits.role_scores import MLP_SCORES, Asked, prompt_scores, random_scores
 from interp_toolkit.circuits.role_tests import HEAD_SCORES, MLP_TESTS, ROLE_TESTS, THRESHOLDS, RoleTest, checked
 from interp_toolkit.errors import CircuitError, FileFormatError
+from interp_toolkit.model.direct import Direct
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import encode

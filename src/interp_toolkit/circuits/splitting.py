@@ -15,7 +15,8 @@ def split(pairs: Pairs, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Pairs to find a circuit on and pairs to judge it on, which share no prompt if that can be.
 
     Pairs that share a prompt, clean or corrupt, stay together. Where this leaves too little for one of the sides, as
-    where a few prompts are paired in many ways, only pairs with the same clean prompt and mirrored ones do.
+    where a few prompts are paired in many ways, only pairs with the same clean prompt and mirrored ones do; and where
+    that leaves too little too, only those with the same clean prompt.
 
     Args:
         pairs: all of them.
@@ -34,7 +35,7 @@ def split(pairs: Pairs, share: float, seed: int) -> tuple[list[int], list[int]]:
     kept: list[int] = []
     # A mirrored pair has the same two prompts; its key is the same whichever of them is clean.
     mirrors = [(("clean", clean), frozenset((clean, corrupt))) for clean, corrupt in sides]
-    for keys in (sides, mirrors):
+    for keys in (sides, mirrors, [(clean,) for clean, _ in sides]):
         kept = _drawn(_together(keys), wanted, seed)
         if 2 * len(kept) >= wanted and 2 * (len(pairs) - len(kept)) >= len(pairs) - wanted:
             break
@@ -72,10 +73,11 @@ def words_of_split(pairs: Pairs, discovery: Sequence[int], evaluation: Sequence[
     shared = sum(bool(known & set(both)) for both in zip(*judged.values(), strict=True))
     if not shared:
         return []
-    return [
-        f"{shared} of {len(evaluation)} evaluation pairs share a prompt with discovery pairs, as the other one of the "
-        "pair: prompts are in so many pairs that they could not be parted"
-    ]
+    words = (
+        f"{shared} of {len(evaluation)} evaluation pairs share a prompt with discovery pairs: prompts are in so many "
+        "pairs that they could not be parted"
+    )
+    return [words]
 
 
 __all__ = ["split", "words_of_split"]

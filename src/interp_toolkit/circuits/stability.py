@@ -100,9 +100,9 @@ def stability(
 ) -> Stability:
     """How much a circuit depends on which prompts the scores are from, without running the model.
 
-    Prompts are drawn again with replacement, scores are meaned over them, and circuits chosen; see Stability. Draws share
-    prompts, and edges differ in the size of their scores, so that draws share edges also where there is nothing to
-    find. What that gives is shown beside it: the same draws, with the sign of each score of each prompt drawn at random.
+    Prompts are drawn again with replacement, scores are meaned over them, and circuits chosen; see Stability. Draws
+    share prompts, and edges differ in the size of their scores, so that draws share edges also where there is nothing
+    to find. What that gives is shown beside it: the same draws, with the sign of each score of each prompt at random.
 
     Args:
         scores: with the scores of each prompt (`EdgeScores.prompts`).

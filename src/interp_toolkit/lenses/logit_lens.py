@@ -14,16 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp_toolkit.errors import RunError
-from interp_toolkit.model.edits import Edit
+from interp_toolkit.errors import RunError, TokenError
+from interp_toolkit.lenses.asking import Answers, Asked, asked
+from interp_toolkit.lenses.unembedding import Unembedding
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PositionsLike
-from interp_toolkit.model.positions import positions as as_positions
-from interp_toolkit.model.run import columns_of, run
+from interp_toolkit.model.run import run
 from interp_toolkit.model.sites import Site
-from interp_toolkit.model.tokens import Inputs, Tokens, answer_token, encode, is_text, token_string, tokenizer_for
-from interp_toolkit.model.trial import shortcuts_of
-from interp_toolkit.model.verify import verified
+from interp_toolkit.model.tokens import Inputs, token_string
 from interp_toolkit.provenance import Provenance, provenance_of
 
 if TYPE_CHECKING:
@@ -52,6 +50,7 @@ class LensResult:
         answers: target and foil as text, where they were given.
         difference: target's logit minus foil's; the target's log-probability where there is no foil.
         rank: the target's, 0 for the best; None where no answer was given.
+        lens: which lens it is.
         provenance: model, layout and versions.
     """
 
@@ -66,6 +65,7 @@ class LensResult:
     answers: tuple[str, ...] = ()
     difference: Float[Tensor, "depth pos"] | None = None
     rank: Int[Tensor, "depth pos"] | None = None
+    lens: str = "logit lens"
     provenance: Provenance = field(repr=False)
 
     def settles(self, position: int = -1) -> str:
@@ -79,8 +79,8 @@ class LensResult:
         final, sure = self.top_tokens[-1][-1][0], float(self.top_probabilities[-1, -1, 0])
         lines = [
             (
-                f"Behind {self.tokens[-1]!r} the model says {final!r} ({sure:.2f}). From depth {self.settles()} on that is "
-                "the residual stream's best token."
+                f"Behind {self.tokens[-1]!r} the model says {final!r} ({sure:.2f}). From depth {self.settles()} on "
+                f"that is the best token by the {self.lens}."
             )
         ]
         if self.difference is not None:
@@ -117,7 +117,7 @@ class LensResult:
             self.top_probabilities.tolist(),
             rows=list(self.depths),
             columns=list(self.tokens),
-            title="Logit lens: what the model would say if it ended there",
+            title=f"{self.lens.capitalize()}: what the model would say if it ended there",
         )
 
     def _repr_html_(self) -> str:
@@ -128,7 +128,7 @@ class LensResult:
 def logit_lens(
     model: nn.Module,
     prompt: Inputs,
-    answers: str | int | tuple[str | int, ...] | None = None,
+    answers: Answers = None,
     *,
     positions: PositionsLike = "all",
     top: int = 5,
@@ -159,68 +159,47 @@ def logit_lens(
         >>> logit_lens(model, [1, 2, 3], (5, 6), top=3).top_ids.shape
         torch.Size([3, 3, 3])
     """
-    wiring = verified(model, layout)
-    chosen = tokenizer_for(model, tokenizer) if tokenizer is None and is_text(prompt) else tokenizer
-    tokens = encode(prompt, tokenizer=chosen)
-    if len(tokens) != 1:
-        raise RunError(f"a lens looks at one prompt, not {len(tokens)}; call it for each")
-    pair = () if answers is None else answers if isinstance(answers, tuple) else (answers,)
-    if answers is not None and len(pair) not in (1, 2):
-        raise RunError(f"answers are a target, or (target, foil), not {answers!r}")
-    text = tokens.texts[0] if tokens.texts else ""
-    ids = [answer_token(text, answer, chosen) for answer in pair]
-    columns = columns_of(as_positions(positions).bind(tokens), tokens)
-    where = list(range(tokens.ids.shape[1])) if columns is None else columns[0].tolist()
-    last = wiring.layout.num_layers - 1
-    sites = [Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(last + 1))]
-    found = run(model, tokens, read=sites, layout=layout)
-    stream = torch.cat([found[site] for site in sites])
-    kept = _read(_Unembedding(model, tokens, last, layout, shortcuts_of(wiring).resume), stream, where, ids, top)
-    names = [[[token_string(chosen, int(i)) for i in cell] for cell in row] for row in kept["top_ids"]]
+    question = asked(model, prompt, answers, positions=positions, tokenizer=tokenizer, layout=layout)
+    return read_depths(question, streams(question), top)
+
+
+def streams(question: Asked) -> Float[Tensor, "depth pos d_model"]:
+    """The residual stream in front of the first block and behind every block, at the positions that are asked for."""
+    sites = depth_sites(question.wiring.layout.num_layers)
+    found = run(question.wiring.model, question.tokens, read=sites, layout=question.wiring.layout)
+    return torch.stack([found[site][0, list(question.where)] for site in sites])
+
+
+def depth_sites(num_layers: int) -> list[Site]:
+    """Where a lens reads: in front of the first block and behind every block."""
+    return [Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(num_layers))]
+
+
+def read_depths(
+    question: Asked, stream: Float[Tensor, "depth pos d_model"], top: int, lens: str = "logit lens"
+) -> LensResult:
+    """What the model says of each depth's stream; the last depth is the model's own.
+
+    Raises:
+        RunError: for a number of tokens that cannot be.
+        TokenError: for an answer outside of the vocabulary.
+    """
+    kept = _read(Unembedding(question.wiring), stream, question.ids, top)
+    names = [[[token_string(question.tokenizer, int(i)) for i in cell] for cell in row] for row in kept["top_ids"]]
     return LensResult(
-        depths=("embed", *map(str, range(last + 1))),
-        tokens=tuple(tokens.strings()[n] for n in where),
-        positions=tuple(where),
+        depths=("embed", *map(str, range(len(stream) - 1))),
+        tokens=question.shown,
+        positions=question.where,
         top_tokens=tuple(tuple(map(tuple, row)) for row in names),
-        answers=tuple(token_string(chosen, i) for i in ids),
-        provenance=provenance_of(model, wiring.layout),
+        answers=question.answers,
+        lens=lens,
+        provenance=provenance_of(question.wiring.model, question.wiring.layout),
         **kept,
     )
 
 
-@dataclass(frozen=True)
-class _Unembedding:
-    """From the residual stream behind the last block to logits, by the model itself."""
-
-    model: nn.Module
-    tokens: Tokens
-    last: int
-    layout: Layout | None
-    resume: bool
-
-    def logits(self, stream: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos vocab"]:
-        """The logits of some residual streams."""
-        rows = len(stream)
-        tokens = Tokens(ids=self.tokens.ids.expand(rows, -1), mask=self.tokens.mask.expand(rows, -1))
-        found = run(
-            self.model,
-            tokens,
-            edits=[Edit.set(Site("resid_post", self.last), stream)],
-            start=(self.last, stream) if self.resume else None,
-            logits="all",
-            layout=self.layout,
-        ).logits
-        if found is None:
-            raise RunError("the model gave no logits")
-        return found
-
-
 def _read(
-    unembedding: _Unembedding,
-    stream: Float[Tensor, "depth pos d_model"],
-    where: list[int],
-    ids: list[int],
-    top: int,
+    unembedding: Unembedding, stream: Float[Tensor, "depth pos d_model"], ids: tuple[int, ...], top: int
 ) -> dict[str, Any]:
     """Everything of a result that needs all logits, a few depths at a time; the last depth comes first."""
     parts: list[dict[str, Tensor]] = []
@@ -228,17 +207,20 @@ def _read(
     rest = list(range(len(stream) - 1, -1, -1))
     while rest:
         now, rest = rest[:some], rest[some:]
-        logits = unembedding.logits(stream[now])[:, where].float()
+        logits = unembedding.logits(stream[now].flatten(0, 1)).unflatten(0, (len(now), -1)).float()
         shares = logits.log_softmax(-1)
         final = shares[:1] if final is None else final
-        if not 0 < top <= shares.shape[-1]:
-            raise RunError(f"top is between 1 and the vocabulary's {shares.shape[-1]:,} tokens, not {top}")
+        size = shares.shape[-1]
+        if not 0 < top <= size:
+            raise RunError(f"top is between 1 and the vocabulary's {size:,} tokens, not {top}")
+        if any(i >= size for i in ids):
+            raise TokenError(f"token id {max(ids)} is outside of the vocabulary of {size:,} tokens")
         parts.append(_kept(logits, shares, final, ids, top))
         some = max(1, _HELD // logits[0].numel())
     return {name: torch.cat([part[name] for part in parts]).flip(0).cpu() for name in parts[0]}
 
 
-def _kept(logits: Tensor, shares: Tensor, final: Tensor, ids: list[int], top: int) -> dict[str, Tensor]:
+def _kept(logits: Tensor, shares: Tensor, final: Tensor, ids: tuple[int, ...], top: int) -> dict[str, Tensor]:
     best = shares.topk(top)
     kept = {
         "top_ids": best.indices,
@@ -253,4 +235,4 @@ def _kept(logits: Tensor, shares: Tensor, final: Tensor, ids: list[int], top: in
     return kept
 
 
-__all__ = ["LensResult", "logit_lens"]
+__all__ = ["LensResult", "depth_sites", "logit_lens", "read_depths", "streams"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,12 @@ def page_of(report: Report) -> Document:
         parts += [Heading("The circuit"), *_circuit(report)]
     parts += [Heading("What to keep in mind"), *map(Paragraph, (*report.notes, *_always(report)))]
     parts += [Heading("How this was made"), _made(report)]
-    return Document(title=f"Why does {Path(report.model).name} say “{report.target.strip()}”?", parts=tuple(parts))
+    return Document(title=f"Why does {_name(report.model)} say “{report.target.strip()}”?", parts=tuple(parts))
+
+
+def _name(model: str) -> str:
+    """A model's own name: without its folder, and without the checksum that the demo model's folder ends in."""
+    return re.sub("-[0-9a-f]{8}$", "", Path(model).name)
 
 
 def _prompts(report: Report) -> Table:
@@ -120,8 +126,8 @@ def _always(report: Report) -> list[str]:
     shown = "one pair of prompts" if report.pairs == 1 else f"{report.pairs} pairs of prompts"
     return [
         (
-            f"This is about {shown}. It explains the difference between clean and corrupt prompts; whatever both share is "
-            "outside the question."
+            f"This is about {shown}. It explains the difference between clean and corrupt prompts; whatever both share "
+            "is outside the question."
         ),
         "Patching one place at a time overlooks places that stand in for each other.",
     ]

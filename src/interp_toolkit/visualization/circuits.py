@@ -305,8 +305,12 @@ def _own(graph: CircuitGraph) -> Measured | None:
         value=float(value),
         low=_finite(about.get("low")),
         high=_finite(about.get("high")),
-        words=f"on {about['prompts']} prompts" if "prompts" in about else "",
+        words=_over(about["prompts"]) if "prompts" in about else "",
     )
+
+
+def _over(prompts: Any) -> str:
+    return f"on {prompts} prompt{'' if prompts == 1 else 's'}"
 
 
 def _finite(value: Any) -> float | None:

@@ -241,8 +241,10 @@ class LineChart(View):
         return sum(not s.grey for s in self.series[:number]) % 7
 
     def dash(self, number: int) -> tuple[int, ...]:
-        """The dashes of a series; where colours begin anew, lines differ in them."""
-        if self.series[number].dashed or self.series[number].grey:
+        """The dashes of a series: lines of one colour differ in them."""
+        if self.series[number].grey:
+            return _DASHES[1 + sum(s.grey for s in self.series[:number]) % (len(_DASHES) - 1)]
+        if self.series[number].dashed:
             return _DASHES[1]
         return _DASHES[sum(not s.grey for s in self.series[:number]) // 7 % len(_DASHES)]
 

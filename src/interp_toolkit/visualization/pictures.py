@@ -25,6 +25,7 @@ _POSITIVE, _NEGATIVE = (33, 102, 172), (199, 92, 18)
 _LIGHT, _DARK = (247, 247, 247), (38, 44, 52)
 _BRIGHT_POSITIVE, _BRIGHT_NEGATIVE = (100, 170, 235), (240, 145, 70)
 _INK, _SOFT, _CROSS = "#1b1f24", "#59636e", "#8c959f"
+# Cells are not crisp: in a picture that is shown smaller, some of the lines between them would be lost.
 _STYLE = f"""
 .ink {{ fill: {_INK}; font: 12px system-ui, sans-serif; }} .soft {{ fill: {_SOFT}; font: 11px system-ui, sans-serif; }}
 .title {{ fill: {_INK}; font: 600 14px system-ui, sans-serif; }} text {{ unicode-bidi: isolate; white-space: pre; }}
@@ -32,7 +33,8 @@ _STYLE = f"""
 svg text {{ pointer-events: none; }} svg text.whole {{ pointer-events: auto; }}
 .missing {{ stroke: {_CROSS}; stroke-width: 1; fill: none; }} .dark {{ display: none; }}
 rect {{ shape-rendering: crispEdges; }} .mark {{ stroke: {_INK}; stroke-width: 2; fill: none; pointer-events: none; }}
-g.cell:hover rect {{ stroke: {_INK}; stroke-width: 1.5; }} @media (prefers-color-scheme: dark) {{
+g.cell rect {{ shape-rendering: auto; }} g.cell:hover rect {{ stroke: {_INK}; stroke-width: 1.5; }}
+@media (prefers-color-scheme: dark) {{
 .light {{ display: none; }} .dark {{ display: inline; }} .ink, .title {{ fill: #e6edf3; }} .soft {{ fill: #9198a1; }}
 .deep, .warm {{ fill: #0d1117; }} .mark, g.cell:hover rect {{ stroke: #e6edf3; }} }}
 """

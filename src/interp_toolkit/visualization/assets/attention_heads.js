@@ -33,6 +33,7 @@ export function headList(app) {
 
   function refresh() {
     const now = [app.state.sort, app.state.layer].join();
+    const first = layout === "";
     if (now !== layout) {
       order = ordered(app.scope(), app.data.scores, app.state.sort);
       columns = arrange(app, grid, tiles, order);
@@ -40,6 +41,8 @@ export function headList(app) {
     }
     tiles.forEach((one, n) => one.refresh(app.state.head === n, app.state.pins.includes(n)));
     list.setAttribute("aria-activedescendant", `${own}-${app.state.head}`);
+    if (first) list.scrollTop += tiles[app.state.head].element.getBoundingClientRect().top
+      - list.getBoundingClientRect().top - list.clientHeight / 2;
     if (document.activeElement === list) tiles[app.state.head].element.scrollIntoView({ block: "nearest", inline: "nearest" });
     draw();
   }
