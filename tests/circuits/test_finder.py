@@ -287,4 +287,4 @@ def test_an_answer_that_the_model_does_not_prefer_is_warned_of() -> None:
 def test_few_prompts_are_used_twice_and_this_is_said() -> None:
     finder = CircuitFinder(tiny_model("gpt2"), edges=60, random=0, roles=False)
     circuit = quiet(finder, CLEAN[:2], CORRUPT[:2], answers=ANSWERS)
-    assert "2 pairs are too few to part them" in circuit.summary()
+    assert "2 pairs are too few to part" in circuit.summary()

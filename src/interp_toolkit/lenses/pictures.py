@@ -145,9 +145,9 @@ def patchscope_sweep_map(found: PatchscopeSweep) -> Heatmap:
         columns=[str(layer) for layer in found.target_layers],
         title=f"What the model says of {found.source_token!r}, from layer to layer",
         caption=(
-            f"{found.component} at {found.source_token!r}, put into the target prompt at {found.target_token!r}. Colour "
-            f"is the probability of {followed}, {found.plain_probability:.2f} without a patch; on hover is what the "
-            "model says."
+            f"{found.component} at {found.source_token!r}, put into the target prompt at {found.target_token!r}. "
+            f"Colour is the probability of {followed}, {found.plain_probability:.2f} without a patch; on hover is what "
+            "the model says."
         ),
         row_name="source layer",
         column_name="target layer",

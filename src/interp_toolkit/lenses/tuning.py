@@ -28,7 +28,7 @@ from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
 
 _KEPT = 2 << 30  # bytes of residual streams that are kept between epochs
-_AT_ONCE = 1 << 25  # logits that are held at once
+_AT_ONCE = 1 << 24  # logits that are held at once
 _RATE_LOSS = 0.5  # the learning rate's factor after an epoch that did not help
 
 
@@ -267,12 +267,12 @@ class _Trainer:
     ) -> None:
         for some in self._split(batch):
             target = self._shares(some[-1])
-            for depth in live:
-                made = self.maps[depth]
+            for depths in self._together(live, some.shape[1]):
+                parameters = [p for depth in depths for p in (self.maps[depth].weight, self.maps[depth].bias)]
                 with torch.enable_grad():
-                    kl = _divergence(target, self._shares(made(some[depth].float()), grad=True)).sum() / batch.shape[1]
-                    slopes = torch.autograd.grad(kl, [made.weight, made.bias])
-                for parameter, slope in zip((made.weight, made.bias), slopes, strict=True):
+                    kl = self._divergence(target, some, self.maps, depths, grad=True).sum() / batch.shape[1]
+                    slopes = torch.autograd.grad(kl, parameters)
+                for parameter, slope in zip(parameters, slopes, strict=True):
                     parameter.grad = slope if parameter.grad is None else parameter.grad + slope
         for depth in live:
             optimizers[depth].step()
@@ -280,11 +280,32 @@ class _Trainer:
 
     def _split(self, batch: Float[Tensor, "depth token d_model"]) -> Sequence[Tensor]:
         """A batch in parts whose logits fit."""
-        parts: Sequence[Tensor] = batch.split(max(1, _AT_ONCE // self.vocabulary), dim=1)  # type: ignore[no-untyped-call]
+        parts: Sequence[Tensor] = batch.split(max(1, _AT_ONCE // self.vocabulary), dim=1)
         return parts
 
     def _shares(self, stream: Float[Tensor, "token d_model"], *, grad: bool = False) -> Float[Tensor, "token vocab"]:
         return self.unembedding.logits(stream, grad=grad).float().log_softmax(-1)
+
+    def _together(self, depths: Sequence[int], tokens: int) -> list[list[int]]:
+        """Depths whose logits fit together."""
+        some = max(1, _AT_ONCE // (self.vocabulary * tokens))
+        return [list(depths[n : n + some]) for n in range(0, len(depths), some)]
+
+    def _divergence(
+        self,
+        target: Float[Tensor, "token vocab"],
+        stream: Float[Tensor, "depth token d_model"],
+        maps: list[_Map] | None,
+        depths: list[int],
+        *,
+        grad: bool = False,
+    ) -> Float[Tensor, "some token"]:
+        """From what the model says to what some depths say, in nats; without maps, that of the logit lens."""
+        plain = [stream[depth].float() for depth in depths]
+        moved = plain if maps is None else [maps[depth](x) for depth, x in zip(depths, plain, strict=True)]
+        found = self._shares(torch.cat(moved), grad=grad).unflatten(0, (len(depths), -1))
+        kl: Tensor = (target.exp() * (target - found)).nan_to_num(0.0).sum(-1)
+        return kl
 
     @torch.no_grad()
     def _kl(self, source: _Source, maps: list[_Map] | None, live: list[int] | None = None) -> Tensor:
@@ -296,10 +317,8 @@ class _Trainer:
             numbers[text] += stream.shape[1]
             for some in self._split(stream):
                 target = self._shares(some[-1])
-                for depth in depths:
-                    x = some[depth].float()
-                    kl = _divergence(target, self._shares(x if maps is None else maps[depth](x)))
-                    sums[text, depth] += float(kl.sum())
+                for together in self._together(depths, some.shape[1]):
+                    sums[text, together] += self._divergence(target, some, maps, together).sum(-1).cpu()
         return sums / numbers
 
     def judge(self, maps: list[_Map] | None) -> Float[Tensor, "text depth"]:
@@ -310,10 +329,6 @@ class _Trainer:
         """The best maps in the stream's plain units."""
         weights, biases = zip(*(made.folded() for made in self.best), strict=True)
         return torch.stack(weights), torch.stack(biases)
-
-
-def _divergence(target: Float[Tensor, "token vocab"], found: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
-    return (target.exp() * (target - found)).nan_to_num(0.0).sum(-1)
 
 
 __all__ = ["Trained", "Training", "train_maps"]

@@ -135,7 +135,7 @@ def _always(report: Report) -> list[str]:
 
 def _made(report: Report) -> Table:
     about = report.provenance
-    rows = [("model", report.model), ("revision", about.revision or "–"), ("precision", about.dtype)]
+    rows = [("model", _name(report.model)), ("revision", about.revision or "–"), ("precision", about.dtype)]
     rows += [(name, version) for name, version in about.versions.items()]
     rows += [(name, f"{seconds:.1f} s") for name, seconds in report.seconds.items()]
     return Table(title="Model, versions, and time taken", headers=("what", "value"), rows=rows)

@@ -21,7 +21,7 @@ def story(report: Report) -> list[str]:
         _says(report.clean) + " " + _says(report.corrupt),
         (
             f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
-            f"{_end(report.clean):.2f} behind the clean prompt, {_end(report.corrupt):.2f} behind the corrupt one."
+            f"{_plain(_end(report.clean))} behind the clean prompt, {_plain(_end(report.corrupt))} behind the corrupt one."
         ),
         _rise(report),
         _places(report.sweeps["resid"], report.clean.tokens),
@@ -54,7 +54,7 @@ def _rise(report: Report) -> str:
     name = report.clean.lens.depths
     ends = f" and is above half of its final value from behind block {name[half]} on" if half else ""
     return (
-        f"Read out at each depth, the difference at the last token is {float(line[0]):.2f} in the embedding, rises "
+        f"Read out at each depth, the difference at the last token is {_plain(float(line[0]))} in the embedding, rises "
         f"most in block {name[best + 1]} (by {float(steps[best]):.2f}){ends}."
     )
 
@@ -90,7 +90,7 @@ def _heads(effects: Effects, pairs: int) -> str:
     order = share.flatten().abs().argsort(descending=True, stable=True)[:_NAMED]
     width = share.shape[1]
     named = [
-        f"L{int(n) // width}H{int(n) % width} ({float(share.flatten()[n]):+.0%})"
+        f"L{int(n) // width}H{int(n) % width} ({float(share.flatten()[n]):+.0%})".replace("-", "−")
         for n in order
         if abs(float(share.flatten()[n])) >= _SMALL
     ]
@@ -117,6 +117,10 @@ def _circuit(report: Report) -> str:
         f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges between {len(circuit.heads)} heads and "
         f"{len(circuit.mlps)} MLPs, everything else ablated, keep {value:.0%} of the difference{sure} on {where}."
     )
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _listed(parts: list[str]) -> str:

@@ -111,7 +111,8 @@ def steering_edits(
         coefficient: how much, by operation.
         operation: what is done to an activation `x`:
 
-            - `"add"`: `x + coefficient * unit * v`;
+            - `"add"`: `x + coefficient * unit * v`; by `"norm"`, a few tenths of either sign are much at one layer, and
+              from about 1 on any direction upsets most models;
             - `"ablate"`: `x - coefficient * (x @ v) * v`; with 1, nothing is left along `v` (Arditi et al. 2024);
             - `"affine"`: the part along `v` becomes that of the negative examples' mean for a coefficient of 0, of the
               positive examples' for 1, and so on along the line (Marshall et al. 2024);

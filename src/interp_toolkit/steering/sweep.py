@@ -48,7 +48,7 @@ def steering_sweep(
     trials: Trials,
     *,
     layers: LayersLike = None,
-    coefficients: Sequence[int | float] = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0),
+    coefficients: Sequence[int | float] = (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4),
     operation: Operation = "add",
     positions: PositionsLike = "all",
     scale: Scale = "norm",

@@ -17,6 +17,14 @@ MOST_CLASSES = 8  # as many as there are colours that everybody tells apart
 
 
 @runtime_checkable
+class _Scalar(Protocol):
+    """A number of numpy or torch."""
+
+    def item(self) -> Any:
+        """As Python's own."""
+
+
+@runtime_checkable
 class ResidualStreams(Protocol):
     """What `ActivationCache.run` returns, as far as views need it."""
 
@@ -236,7 +244,7 @@ def _plain(labels: Any) -> list[Any]:
         labels = _of_tensor(labels)
     if isinstance(labels, np.ndarray):
         return list(np.atleast_1d(labels).tolist())
-    return [label.item() if hasattr(label, "item") else label for label in labels]
+    return [label.item() if isinstance(label, _Scalar) else label for label in labels]
 
 
 def _classes(labels: Any, rows: int) -> tuple[tuple[str, ...], NDArray[np.uint8], tuple[str, ...]]:
