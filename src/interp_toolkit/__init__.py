@@ -29,7 +29,7 @@ __getattr__ = exports(
         "circuits": ["activation_patch", "patch_sweep"],
         "model": ["Edit", "Layout", "Site", "Span", "editing", "load_model", "run", "verify"],
     },
-    ["activations", "circuits", "model", "probes", "tasks", "visualization"],
+    ["activations", "circuits", "lenses", "model", "probes", "report", "steering", "tasks", "visualization"],
 )
 
 __all__ = [

@@ -80,7 +80,8 @@ def read(page: str) -> Reader:
 
 def visible(token: str) -> str:
     """How a token shows: line ends as signs, what no document may hold as the replacement character."""
-    for character, sign in (("\n", "⏎"), ("\t", "⇥"), ("\r", "␍"), ("\u202e", "⟨U+202E⟩"), ("\u2028", "⏎"), ("\u2029", "⏎")):
+    signs = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u202e": "⟨U+202E⟩", "\u2028": "⏎", "\u2029": "⏎"}
+    for character, sign in signs.items():
         token = token.replace(character, sign)
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", "\ufffd", token)
 

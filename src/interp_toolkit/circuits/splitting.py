@@ -67,7 +67,8 @@ def _drawn(groups: list[list[int]], wanted: int, seed: int) -> list[int]:
 def words_of_split(pairs: Pairs, discovery: Sequence[int], evaluation: Sequence[int]) -> list[str]:
     """What has to be said of a split: that there is none, or that prompts are on both sides."""
     if set(discovery) & set(evaluation):
-        return [f"judged on the prompts that it was found on: {len(pairs)} pair{' is' if len(pairs) == 1 else 's are'} too few to part"]
+        number = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
+        return [f"judged on the prompts that it was found on: {number} too few to part"]
     found, judged = (used_prompts(pairs, numbers) for numbers in (discovery, evaluation))
     known = {digest for digests in found.values() for digest in digests}
     shared = sum(bool(known & set(both)) for both in zip(*judged.values(), strict=True))

@@ -21,7 +21,8 @@ def story(report: Report) -> list[str]:
         _says(report.clean) + " " + _says(report.corrupt),
         (
             f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
-            f"{_plain(_end(report.clean))} behind the clean prompt, {_plain(_end(report.corrupt))} behind the corrupt one."
+            f"{_plain(_end(report.clean))} behind the clean prompt, {_plain(_end(report.corrupt))} behind the corrupt "
+            "one."
         ),
         _rise(report),
         _places(report.sweeps["resid"], report.clean.tokens),
