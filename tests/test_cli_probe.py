@@ -159,6 +159,7 @@ def test_hostile_texts_and_labels_go_through(tmp_path: Path, monkeypatch: pytest
         writer.writerows((f"<script>{n}\n{classes[1][:6]} {'x' * n}", classes[n % 2]) for n in range(40))
     assert main(["probe", "demo", name, "--layers", "2", "--positions", "mean", "--permutations", "0"]) == 0
     page = Path("probe.html").read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert "<script>alert" not in page
+    assert page.count("<script") == page.count('<script type="')
     assert "<b>" not in page
     assert "&lt;b&gt;&amp;" in page

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from interp_toolkit.cli.circuit import add_circuit
 from interp_toolkit.cli.console import load, model_options, note, table
 from interp_toolkit.cli.explain import add_explain
+from interp_toolkit.cli.lens import add_lens
 from interp_toolkit.cli.probe import add_probe
+from interp_toolkit.cli.steer import add_ablate_direction, add_steer
 from interp_toolkit.cli.store import add_store
 from interp_toolkit.errors import InterpError, InterpWarning, RunError
 
@@ -275,6 +277,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_circuit(commands.add_parser("circuit", help="find the circuit of a behaviour, and judge it"))
     add_explain(commands.add_parser("explain", help="tell the whole story of one behaviour on one page"))
     add_probe(commands.add_parser("probe", help="train probes at every layer, with baselines and controls"))
+    add_lens(commands.add_parser("lens", help="what the model would say at each depth, or who wrote what it says"))
+    add_steer(commands.add_parser("steer", help="push a model along a direction while it writes"))
+    add_ablate_direction(
+        commands.add_parser("ablate-direction", help="take a direction out of all that a model writes")
+    )
     add_store(commands.add_parser("store", help="extract activations over a corpus, and look after what is stored"))
     return parser
 
