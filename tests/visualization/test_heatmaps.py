@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 
 import interp_toolkit
-from interp_toolkit.visualization import Heatmap
+from interp_toolkit.visualization import Heatmap, Heatmaps
 from interp_toolkit.visualization.document import text_width
 from interp_toolkit.visualization.pictures import Box, Label
 
@@ -496,3 +497,9 @@ def test_without_matplotlib_a_png_is_an_error_that_says_what_to_install(
     ):
         made([[1.0]]).save(tmp_path / "a.png")
     assert made([[1.0]]).save(tmp_path / "a.svg").exists()
+
+
+def test_a_still_of_many_cells_shows_them_also_beside_others() -> None:
+    many = Heatmap(values=np.eye(80), rows=[str(n) for n in range(80)], columns=[str(n) for n in range(80)], title="t")
+    assert many.to_svg().count("<image") == 2  # light and dark
+    assert Heatmaps(panels=[many, many], title="two").to_svg().count("<image") == 4

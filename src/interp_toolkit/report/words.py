@@ -99,7 +99,7 @@ def _heads(effects: Effects, pairs: int) -> str:
         most = float(share.abs().max())
         return f"No single head brings back more than {most:.0%} of the difference: the work is shared."
     over = "" if pairs == 1 else f", the mean of {pairs} pairs of prompts"
-    return f"Of single heads, {_listed(named)} bring back most of the difference{over}."
+    return f"Of single heads, these bring back most, or take most away: {_listed(named)} of the difference{over}."
 
 
 def _circuit(report: Report) -> str:
@@ -108,7 +108,7 @@ def _circuit(report: Report) -> str:
         return ""
     note = circuit.notes.get("faithfulness", {})
     value, low, high = (math.nan if note.get(end) is None else float(note[end]) for end in ("value", "low", "high"))
-    sure = "" if math.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+    sure = "" if math.isnan(low) else f" ({note.get('level', 0.95):.0%} interval {low:.2f} to {high:.2f})"
     apart = circuit.notes.get("prompts", {})
     number = apart.get("evaluation", report.pairs)
     where = f"{number} pairs of prompts that they were not found on"

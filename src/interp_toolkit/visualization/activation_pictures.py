@@ -23,7 +23,7 @@ _Point = tuple[_Pixels, _Pixels]
 _MARGIN, _LEFT, _RIGHT = 12, 86, 100
 _RIDGE, _MOST_RIDGES = 34, 16
 _MOST_DOTS = 1000
-_SIDES = {2: 4, 3: 3, 4: 4, 5: 6}  # corners of the marks of the classes
+_SIDES = {2: 4, 3: 4, 4: 3, 5: 6}  # corners of the marks of the classes
 
 
 @dataclass
@@ -98,7 +98,7 @@ def mark(number: int, x: _Pixels, y: _Pixels, radius: _Pixels, *, opacity: float
         return Dot(x=x, y=y, radius=radius * 0.85, colour=0, opacity=opacity)
     if number in (6, 7):
         return Dot(x=x, y=y, radius=radius * 0.85, colour=number, filled=False, opacity=opacity)
-    turn = {1: -90.0, 2: 45.0, 3: 90.0, 4: 0.0, 5: 0.0}[number]
+    turn = {1: -90.0, 2: 45.0, 3: 0.0, 4: 90.0, 5: 0.0}[number]
     sides = 3 if number == 1 else _SIDES[number]
     angles = [math.radians(turn + 360 * n / sides) for n in range(sides)]
     return Area(

@@ -119,7 +119,7 @@ class Heatmap(View):
             height=bottom + _FOOT,
             labels=labels,
             boxes=[*([] if self._many else self._cells(left, top)), *scale[1]],
-            bitmaps=[self._bitmap(left, top)] if self._many else [],
+            pixels=[self._bitmap(left, top)] if self._many else [],
         )
 
     @property

@@ -80,7 +80,7 @@ class Heatmaps(View):
             height=y + high,
             labels=[*title, *(label for part in moved for label in part.labels)],
             boxes=[box for part in moved for box in part.boxes],
-            bitmaps=[bitmap for part in moved for bitmap in part.bitmaps],
+            pixels=[image for part in moved for image in part.pixels],
         )
 
     def table(self) -> Table:

@@ -154,17 +154,6 @@ class Pixels(Protocol):
         """Draw it with matplotlib, in pixels of the picture."""
 
 
-@runtime_checkable
-class Drawing(Protocol):
-    """Many cells as one image, such as a `Bitmap`."""
-
-    def to_svg(self) -> str:
-        """It as SVG."""
-
-    def draw(self, axes: Axes) -> None:
-        """Draw it with matplotlib."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """Boxes, shapes and labels, laid out.
@@ -175,7 +164,6 @@ class Picture:
         height: in pixels.
         labels: its texts.
         boxes: its boxes.
-        bitmaps: matrices of many cells, below the boxes.
         shapes: lines, areas, dots and curves over the boxes and below the labels, later ones over earlier ones.
         pixels: images below all others, such as a `Bitmap`.
     """
@@ -185,12 +173,11 @@ class Picture:
     height: _Pixels
     labels: Sequence[Label]
     boxes: Sequence[Box] = ()
-    bitmaps: Sequence[Drawing] = ()
     shapes: Sequence[Shape] = ()
     pixels: Sequence[Pixels] = ()
 
     def moved(self, right: _Pixels, down: _Pixels) -> Picture:
-        """Its labels, boxes and bitmaps further to the right and further down, for a picture of several.
+        """Its labels, boxes and images further to the right and further down, for a picture of several.
 
         Raises:
             ValueError: for a picture with shapes, which cannot be moved.
@@ -201,8 +188,8 @@ class Picture:
         def there(part: Any) -> Any:
             return replace(part, x=part.x + right, y=part.y + down)
 
-        labels, boxes, bitmaps = ([there(p) for p in parts] for parts in (self.labels, self.boxes, self.bitmaps))
-        return replace(self, labels=labels, boxes=boxes, bitmaps=bitmaps)
+        labels, boxes, pixels = ([there(p) for p in parts] for parts in (self.labels, self.boxes, self.pixels))
+        return replace(self, labels=labels, boxes=boxes, pixels=pixels)
 
     def to_svg(self) -> str:
         """The picture as SVG, complete in itself."""
@@ -248,8 +235,6 @@ class Picture:
         axes = _canvas(figure, self.width, self.height)
         for image in self.pixels:
             image.draw(axes)
-        for bitmap in self.bitmaps:
-            bitmap.draw(axes)
         self._draw_boxes(axes)
         draw_shapes(axes, self.shapes)
         self._draw_labels(figure)

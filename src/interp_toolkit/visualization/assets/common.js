@@ -34,8 +34,14 @@ export function number(value) {
   if (value === null || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  const text = value === 0 || (size >= 0.01 && size < 1e5) ? value.toFixed(2) : value.toExponential(1);
-  return text.replace("-", "−");
+  const plain = value === 0 || (size >= 0.01 && size < 1e5);
+  // Python writes exponents of two digits
+  return minus(plain ? value.toFixed(2) : value.toExponential(1).replace(/([+-])(\d)$/, "$10$2"));
+}
+
+/** A text whose hyphens are signs: with the sign for minus. */
+export function minus(text) {
+  return text.replaceAll("-", "−");
 }
 
 // --- colours -----------------------------------------------------------------------------------------------
