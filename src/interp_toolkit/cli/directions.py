@@ -32,6 +32,7 @@ class Texts:
 
 
 def direction_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command with a direction."""
     model_options(parser)
     parser.add_argument("text", metavar="TEXT", help="the prompt that is continued")
     where = parser.add_argument_group("the direction")
@@ -101,6 +102,7 @@ def layers_of(arguments: argparse.Namespace, layers: slice | list[int] | None, n
 
 
 def counted(layer: int, number: int, option: str) -> int:
+    """A layer counted from 0, or a refusal."""
     if not -number <= layer < number:
         raise SteeringError(f"{option} names layer {layer}, but the model has {number} layers: 0 to {number - 1}")
     return layer % number
@@ -135,6 +137,7 @@ def _lines(option: str, path: Path) -> list[str]:
 
 
 def listed(layers: Sequence[int]) -> str:
+    """Numbers with commas."""
     return ", ".join(map(str, layers))
 
 
@@ -180,20 +183,27 @@ def prompts_of(arguments: argparse.Namespace, texts: list[str], tokenizer: PreTr
         return [tokens.row(n) for n in range(len(texts))]
     if not tokenizer.chat_template:
         raise SteeringError(f"--chat: the tokenizer of {arguments.model} has no chat template")
-    said = [[{"role": "user", "content": text}] for text in texts]
-    return [
-        list(tokenizer.apply_chat_template(s, add_generation_prompt=True, return_dict=True)["input_ids"]) for s in said
+    encodings: list[Any] = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        for text in texts
     ]
+    return [list(encoding["input_ids"]) for encoding in encodings]
 
 
-def written(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
+def continuation(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
     """What the model writes behind a prompt, always its most probable token."""
     import torch
 
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and len(prompt) + new > room:
+        raise SteeringError(f"the prompt's {len(prompt)} tokens and {new} new ones are more than the model's {room}")
     ids = torch.tensor([prompt], device=model.device)
     ends = model.generation_config.eos_token_id
     pad = ends[0] if isinstance(ends, list) else ends
-    found: torch.Tensor = model.generate(
+    generate: Any = model.generate
+    found: torch.Tensor = generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new,
@@ -207,12 +217,14 @@ def written(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Tokens as text, without those that stand for none."""
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 __all__ = [
     "Texts",
     "check_direction",
+    "continuation",
     "counted",
     "direction_options",
     "direction_source",
@@ -222,5 +234,4 @@ __all__ = [
     "prompts_of",
     "text_of",
     "vector_of",
-    "written",
 ]

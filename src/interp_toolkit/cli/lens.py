@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.top is not None and arguments.top < 1:
         raise LensError(f"--top is 1 or more, not {arguments.top}")
     check_written({"-o": arguments.output}, {"-o": _PICTURES})
+    if arguments.output and arguments.output.suffix.lower() in (".png", ".pdf") and find_spec("matplotlib") is None:
+        raise LensError(f"-o {arguments.output} needs matplotlib, which is not installed: give .html or .svg")
 
 
 def _depths(arguments: argparse.Namespace) -> None:

@@ -6,16 +6,26 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from interp_toolkit.cli.console import load, model_options, note, table
-from interp_toolkit.cli.lens import check_text, check_written
+from interp_toolkit.cli.console import load, note, table
+from interp_toolkit.cli.directions import (
+    Texts,
+    check_direction,
+    continuation,
+    counted,
+    direction_options,
+    direction_source,
+    layers_of,
+    listed,
+    parsed_layers,
+    prompts_of,
+    text_of,
+    vector_of,
+)
 from interp_toolkit.errors import SteeringError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from interp_toolkit.steering import SteeringVector
@@ -74,11 +84,11 @@ def _steer(arguments: argparse.Namespace) -> None:
     layers = None if arguments.layers is None else parsed_layers(arguments.layers)
     source = direction_source(arguments)
     if not isinstance(source, Texts):
-        steered = layers_of(arguments, layers, source.num_layers)
-        _check_vector(arguments, source, steered)
+        _check_vector(arguments, source, layers_of(arguments, layers, source.num_layers))
     began = time.perf_counter()
     model, tokenizer = load(arguments)
-    steered = layers_of(arguments, layers, int(model.config.get_text_config().num_hidden_layers))
+    number = model.config.get_text_config().num_hidden_layers if isinstance(source, Texts) else source.num_layers
+    steered = layers_of(arguments, layers, number)
     vector = vector_of(arguments, source, steered, model, tokenizer)
     prompt = prompts_of(arguments, [arguments.text], tokenizer)[0]
     plain, rows, surprises = _continued(arguments, model, tokenizer, vector, prompt, steered, coefficients)
@@ -104,7 +114,7 @@ def _continued(
     from interp_toolkit.steering import steer
 
     note("writing")
-    written = [written(model, prompt, arguments.new_tokens)]
+    written = [continuation(model, prompt, arguments.new_tokens)]
     for coefficient in coefficients:
         with steer(
             model,
@@ -115,7 +125,7 @@ def _continued(
             positions=arguments.positions,
             scale=arguments.scale,
         ):
-            written.append(written(model, prompt, arguments.new_tokens))
+            written.append(continuation(model, prompt, arguments.new_tokens))
     surprises = [_surprise(model, prompt, new) for new in written]
     names = ["plain", *(f"{c:+g}" for c in coefficients)]
     plain, *rows = (
@@ -169,9 +179,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
     vector = vector_of(arguments, source, chosen, model, tokenizer)
     prompt = prompts_of(arguments, [arguments.text], tokenizer)[0]
     note("writing")
-    plain, before = written(model, prompt, arguments.new_tokens), _shares(model, prompt, vector, ablated=False)
+    plain, before = continuation(model, prompt, arguments.new_tokens), _shares(model, prompt, vector, ablated=False)
     with steer(model, vector, operation="ablate", layers="writers"):
-        ablated = written(model, prompt, arguments.new_tokens)
+        ablated = continuation(model, prompt, arguments.new_tokens)
     after = _shares(model, prompt, vector, ablated=True)
     headers = ["run", "continuation", "nats a token"]
     rows = [
