@@ -125,6 +125,14 @@ def test_what_does_not_belong_together_is_not_added() -> None:
         a - a
 
 
+def test_a_given_vector_and_a_sum_are_saved_and_read_back_too(tmp_path: Path) -> None:
+    model = model_of("llama")
+    given = given_vector(model, torch.ones(32), site="resid_post.1")
+    for number, vector in enumerate((given, given + given)):
+        again = SteeringVector.load(vector.save(tmp_path / f"{number}.safetensors"))
+        assert torch.equal(again.directions, vector.directions)
+
+
 def test_a_vector_is_saved_and_read_back_whole(tmp_path: Path) -> None:
     vector = replace(vector_of("llama").at(0, 2), notes="two of three")
     vector.save(tmp_path / "v.safetensors")

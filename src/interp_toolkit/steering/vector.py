@@ -255,7 +255,7 @@ class SteeringVector:
         """Write everything to one safetensors file."""
         about = {"layers": list(self.layers), "site": self.site, "method": self.method}
         about |= {"digest": self.digest, "notes": self.notes}
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: getattr(self, name).contiguous().clone() for name in _TENSORS}
         return save_tensors(path, tensors, kind=_KIND, about=about, provenance=self.provenance)
 
     @classmethod
