@@ -30,6 +30,8 @@ def blocks(page: str, language: str) -> list[str]:
         "docs/store.md",
         "docs/circuits.md",
         "docs/probes.md",
+        "docs/lenses.md",
+        "docs/steering.md",
         "docs/views.md",
     ],
 )
@@ -137,7 +139,7 @@ def test_the_commands_shown_are_commands() -> None:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/views.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/lenses.md", "docs/steering.md", "docs/views.md"])
 def test_files_that_a_page_links_to_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r"""(?:\]\(|(?:src|href)=")([^)#"]+)(?:#[^)"]*)?[)"]""", text)

@@ -305,7 +305,7 @@ def test_empty_and_unscored_circuits(visit: Visitor) -> None:
     assert links(page) == 2
     assert "alone" in seen(page)
     assert page.locator("path.link.bare").count() == 2
-    assert "Faithfulness was not measured" in page.locator(".faith").inner_text()
+    assert "Faithfulness. Not measured" in page.locator(".faith").inner_text()
     page = visit.open(plot_circuit({"edges": [], "nodes": ["alone"]}))
     assert seen(page) == ["alone"]
 
@@ -335,3 +335,12 @@ def test_it_lives_in_the_frame_of_a_notebook(visit: Visitor) -> None:
     assert frame.locator(".panel h3").inner_text() == "L2H2"
     frame.locator("input[type=range]").evaluate(MOVE, 0)
     assert links(frame) == 0
+
+
+def test_keys_and_values_that_several_heads_read_count_once(visit: Visitor) -> None:
+    edges = [("L0MLP", "L1KV0.v", 2.0), ("L0MLP", "logits", -0.5), ("embed", "L0MLP", 1.0), ("embed", "L1H0.q", 0.5)]
+    edges += [(f"L1H{head}", "logits", 0.25) for head in range(3)]
+    graph = {"num_layers": 2, "num_heads": 3, "num_groups": 1, "parallel": False}
+    page = visit.open(plot_circuit({"edges": edges, "graph": graph}))
+    panel = page.locator("aside, .panel").first.inner_text() if page.locator("aside, .panel").count() else ""
+    assert "+1.50" in (panel or page.locator(".live").inner_text())

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -143,6 +144,11 @@ class CircuitFinder:
             raise CircuitError(
                 f"evaluation is the share of pairs for judging, at least 0 and below 1, not {evaluation}"
             )
+        given: Any = edges  # users are not typed
+        if given is not None and (not isinstance(given, Integral) or given < 1):
+            raise CircuitError(f"edges is a whole number from 1 on, or None for a search, not {edges!r}")
+        if ablation not in get_args(AblationKind):
+            raise CircuitError(f"an ablation is one of {', '.join(get_args(AblationKind))}, not {ablation!r}")
         self.model, self.threshold, self.method, self.edges = model, threshold, method, edges
         self.selection, self.steps, self.ablation, self.reference = selection, steps, ablation, reference
         self.evaluation, self.random, self.roles, self.seed = evaluation, random, roles, seed

@@ -163,7 +163,9 @@ def explain(
         pairs = prepare_pairs(model, clean, corrupt, answers, tokenizer=chosen)
         if not any(pairs.targets):
             pairs = contrasted(model, pairs)
-            told.append("Answers were not given: they are the tokens that move most between the two prompts.")
+            told.append(
+                "Answers were not given: they are the tokens that move most between the two prompts of each pair."
+            )
         given = [(int(t[0]), int(f[0])) for t, f in zip(pairs.targets, pairs.foils, strict=True)]
         said = [_said(model, side[0], given[0], chosen) for side in (pairs.clean, pairs.corrupt)]
         clock.begin("patching layer by layer and position by position")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interp_toolkit.report.explaining import Report
 
 _WHAT = {
-    "resid": "the residual stream in front of a block",
+    "resid": "the residual stream",
     "attn": "what attention adds",
     "mlp": "what the MLP adds",
 }
@@ -49,6 +49,10 @@ def page_of(report: Report) -> Document:
 def _name(model: str) -> str:
     """A model's own name: without its folder, and without the checksum that the demo model's folder ends in."""
     return re.sub("-[0-9a-f]{8}$", "", Path(model).name)
+
+
+def _first(report: Report) -> str:
+    return "" if report.pairs == 1 else ", in the first pair"
 
 
 def _prompts(report: Report) -> Table:
@@ -91,7 +95,7 @@ def _sweeps(report: Report) -> Heatmaps:
     ]
     return Heatmaps(
         panels=panels,
-        title="One activation of the clean run put into the corrupt run, by layer and token",
+        title=f"One activation of the clean run put into the corrupt run, by layer and token{_first(report)}",
         caption="Each cell is a run of its own. 1 brings back the clean prompt's logit difference, 0 changes nothing; "
         "below 0 the corrupt answer becomes stronger.",
     )
@@ -108,7 +112,7 @@ def _heads(report: Report) -> list[Part]:
                 corrupt=corrupt,
                 corrupt_tokens=list(report.corrupt.tokens),
                 scores={"effect": report.head_effects},
-                title="What the heads with the largest effects look at",
+                title=f"What the heads with the largest effects look at{_first(report)}",
             )
         )
     return parts

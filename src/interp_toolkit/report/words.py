@@ -17,19 +17,38 @@ _SMALL = 0.05  # effects below are not worth a sentence
 
 def story(report: Report) -> list[str]:
     """What was found, the most important first."""
+    here = "" if report.pairs == 1 else f", in the first of {report.pairs} pairs"
     sentences = [
         _says(report.clean) + " " + _says(report.corrupt),
+        *(note for note in report.notes if "does not prefer" in note or "nswers were not given" in note),
         (
-            f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”: "
+            f"Everything below is about the logit of “{report.target}” minus that of “{report.foil}”{here}: "
             f"{_plain(_end(report.clean))} behind the clean prompt, {_plain(_end(report.corrupt))} behind the corrupt "
             "one."
         ),
+        _absent(report),
         _rise(report),
         _places(report.sweeps["resid"], report.clean.tokens),
         _heads(report.heads, report.pairs),
         _circuit(report),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def _absent(report: Report) -> str:
+    """What has to be known first where the behaviour is not there."""
+    clean, corrupt = _end(report.clean), _end(report.corrupt)
+    if clean <= corrupt:
+        return (
+            "The clean prompt does not raise it: there is no difference of the expected kind to explain, and every "
+            "share below is of a difference that goes the other way, or is next to nothing."
+        )
+    if clean < 0:
+        return (
+            f"The model does not prefer “{report.target}” behind the clean prompt either: what follows explains why "
+            "the two prompts differ, not why it would say that."
+        )
+    return ""
 
 
 def _says(said: Said) -> str:

@@ -11,13 +11,17 @@ export function faithfulness(data, count, whole) {
   if (own && count === own.edges) {
     return { ...own, known: true, text: ["Measured", own.words, interval(own)].filter(Boolean).join(" ") };
   }
+  if (own && data.leftOut && count === data.edges.length) {
+    const drawn = `for all ${own.edges.toLocaleString("en")} edges, of which ${count.toLocaleString("en")} are drawn,`;
+    return { ...own, known: true, text: ["Measured", drawn, own.words, interval(own)].filter(Boolean).join(" ") };
+  }
   const exact = measured.find((point) => point.edges === count);
   if (exact) return { ...exact, known: true, text: `Measured at ${place(exact)} ${interval(exact)}`.trim() };
   const after = measured.findIndex((point) => point.edges > count);
   if (after > 0) return between(measured[after - 1], measured[after], count);
   if (after === 0) return nothing(`Smallest size that was measured: ${place(measured[0])}, ${fixed(measured[0].value)}`);
   if (own) return nothing(`Measured for the whole circuit only: ${fixed(own.value)} ${interval(own)}`.trim());
-  return nothing("Faithfulness was not measured");
+  return nothing("Not measured");
 }
 
 function between(low, high, count) {

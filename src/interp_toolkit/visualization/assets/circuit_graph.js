@@ -60,8 +60,9 @@ export function shownNow(data, base, state) {
     touch(from);
     touch(to);
     if (from === to) continue;
-    if (!members.has(from) && !members.has(to)) single.push({ from, to, link, score: link.score, edges: 1, port: link.port });
-    else add(merged, from, to, link);
+    if (!members.has(from) && !members.has(to)) {
+      single.push({ from, to, link, score: link.score, edges: 1, port: link.port, parts: [link] });
+    } else add(merged, from, to, link);
   }
   base.lonely.filter((n) => !state.hidden.has(n)).forEach((n) => touch(keys[n]));
   const links = [...single, ...merged.values()];
@@ -74,9 +75,12 @@ export function shownNow(data, base, state) {
 
 function add(merged, from, to, link) {
   const name = `${from}|${to}`;
-  const found = merged.get(name) ?? { from, to, link: null, score: null, edges: 0, port: "" };
-  found.edges += 1;
-  if (link.score !== null) found.score = (found.score ?? 0) + link.score;
+  const found = merged.get(name) ?? { from, to, link: null, score: null, edges: 0, port: "", parts: [] };
+  // Keys and values that several heads read are one edge of the model
+  const known = found.parts.some((other) => other.edge === link.edge);
+  found.parts.push(link);
+  if (!known) found.edges += 1;
+  if (!known && link.score !== null) found.score = (found.score ?? 0) + link.score;
   merged.set(name, found);
 }
 
@@ -115,10 +119,11 @@ export function traced(now, key) {
   return { nodes, links };
 }
 
-/** Sums of scores over links. */
+/** Sums of scores over the edges of the model behind some links, each counted once, and how many there are. */
 export function sums(links) {
-  const scores = links.map((link) => link.score ?? 0);
-  return { net: scores.reduce((a, b) => a + b, 0), size: scores.reduce((a, b) => a + Math.abs(b), 0) };
+  const edges = new Map(links.flatMap((link) => link.parts.map((part) => [part.edge, part.score ?? 0])));
+  const scores = [...edges.values()];
+  return { net: scores.reduce((a, b) => a + b, 0), size: scores.reduce((a, b) => a + Math.abs(b), 0), edges: edges.size };
 }
 
 /** Links in the order of their strength. */

@@ -24,7 +24,7 @@ export function overview(data, now, act) {
     el("p", {}, [heads, count(now, data, "mlp", "MLP"), `${now.edges.toLocaleString("en")} edges${total}`]
       .filter(Boolean).join(", ")),
     ...data.about.map((line) => el("p", {}, token(line))),
-    rows.length ? el("h4", {}, "Strongest nodes, by the edges out of them") : null,
+    rows.length ? el("h4", {}, "Strongest nodes: bars add up the sizes of the edges out of them, numbers their scores") : null,
     el("ul", {}, ...rows),
   ];
 }
@@ -46,7 +46,7 @@ export function details(data, now, key, act) {
   return [
     head,
     ...(about ? described(data, about) : []),
-    el("p", {}, `In: ${signed(into.net)} over ${edges(node.into)}. Out: ${signed(out.net)} over ${edges(node.out)}.`),
+    el("p", {}, `In: ${signed(into.net)} over ${counted(into.edges)}. Out: ${signed(out.net)} over ${counted(out.edges)}.`),
     el("div", { class: "acts" }, free, ...buttons(data, node, group, act)),
     ...list("Strongest edges into it", node.into, "from", act),
     ...list("Strongest edges out of it", node.out, "to", act),
@@ -54,8 +54,7 @@ export function details(data, now, key, act) {
   ];
 }
 
-function edges(links) {
-  const all = links.reduce((sum, link) => sum + link.edges, 0);
+function counted(all) {
   return `${all} edge${all === 1 ? "" : "s"}`;
 }
 

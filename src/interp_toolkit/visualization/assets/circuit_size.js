@@ -65,5 +65,5 @@ function sizeWords(data, now, shown, scores) {
   const whole = data.total === null ? "" : ` (${Number(((100 * now.count) / data.total).toPrecision(3))}% of the model’s)`;
   const weakest = scores[now.count - 1] > 0 ? `, each with |score| of at least ${number(scores[now.count - 1])}` : "";
   const left = shown.edges === now.count ? "" : `; ${shown.edges.toLocaleString("en")} of them are shown`;
-  return `${now.count.toLocaleString("en")} of ${data.edges.length.toLocaleString("en")} edges${whole}${weakest}${left}`;
+  return `${now.count.toLocaleString("en")} of ${(data.edges.length + data.leftOut).toLocaleString("en")} edges${whole}${weakest}${left}`;
 }
