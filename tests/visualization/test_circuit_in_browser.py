@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Frame, Page
+from playwright.sync_api import Frame, Page, expect
 
 from browser import Visitor
 from drawn_circuits import HOSTILE, known, large_circuit, random_circuit
@@ -326,7 +327,7 @@ def test_it_is_accessible_light_and_dark_wide_and_narrow(visit: Visitor) -> None
         fill = node(page, "L2H2").locator(".back").evaluate("e => getComputedStyle(e).fill")
         assert fill == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
     page.emulate_media(color_scheme="light")
-    assert node(page, "L2H2").evaluate("e => e.style.getPropertyValue('--role')") == "#00896a"
+    expect(node(page, "L2H2")).to_have_attribute("style", re.compile("--role: #00896a"))
 
 
 def test_it_lives_in_the_frame_of_a_notebook(visit: Visitor) -> None:

@@ -191,7 +191,10 @@ def test_hostile_labels_are_text_on_a_narrow_dark_screen_and_light_comes_back(vi
     assert visit.serious(page) == []
     assert pixel(page, n - 1, 0) == rgb(1.0, dark=True)
     page.emulate_media(color_scheme="light")
-    page.evaluate(FRAMES)
+    for _ in range(100):  # the page hears of it when it hears of it
+        page.evaluate(FRAMES)
+        if pixel(page, n - 1, 0) != rgb(1.0, dark=True):
+            break
     assert pixel(page, n - 1, 0) == rgb(1.0)
 
 

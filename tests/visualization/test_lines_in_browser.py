@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from playwright.sync_api import expect
+
 from browser import Visitor
 from interp_toolkit.visualization.lines import LineChart, Series
 
@@ -39,9 +41,6 @@ def at(page: Any, n: int) -> tuple[float, float]:
     """The place of a point of the first line."""
     box = page.locator(".plot .dot").nth(n).bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + 40
-
-
-FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def address(page: Any) -> str:
@@ -127,8 +126,7 @@ def test_narrow_dark_and_in_a_notebook(visit: Visitor) -> None:
     stroke = page.locator(".plot .stroke").first
     dark = stroke.evaluate("path => getComputedStyle(path).stroke")
     page.emulate_media(color_scheme="light")
-    page.evaluate(FRAMES)
-    assert stroke.evaluate("path => getComputedStyle(path).stroke") != dark
+    expect(stroke).not_to_have_css("stroke", dark)
     frame = visit.open(made(), within="notebook")
     frame.page.mouse.move(*at(frame, 1))
     assert str(hint(frame)).startswith("['share of edges 10%'")
