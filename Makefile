@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-circuits bench-peers browser check clean demo docs format generated help test test-slow torture
+.PHONY: bench bench-circuits bench-peers browser check clean demo docs examples format generated help test test-slow torture
 
 demo: .venv/demo.stamp ## Look inside a real model: fetches 93 MB the first time
 	$(BIN)/interp-toolkit demo -o demo-output/report.html
@@ -33,6 +33,12 @@ bench: .venv/dev.stamp ## Measure speed and memory
 
 bench-circuits: .venv/dev.stamp ## Measure how good and how fast circuit finding is; CIRCUITS=--help shows the choices
 	$(BIN)/python benchmarks/circuits.py $(CIRCUITS)
+
+examples: .venv/dev.stamp ## Run the four applications on a real model, and write their pages
+	$(BIN)/python examples/factuality.py --output docs/examples
+	$(BIN)/python examples/sycophancy.py --output docs/examples
+	$(BIN)/python examples/refusal.py --output docs/examples
+	$(BIN)/python examples/elicitation.py --output docs/examples
 
 torture: .venv/dev.stamp ## Kill, damage and race activation stores, and count what is lost
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py $(TORTURE)
