@@ -36,7 +36,6 @@ MARY = (
     "When Mary and John went to the store, Mary gave a drink to",
 )
 EIFFEL = ("The Eiffel Tower is in", "The Colosseum is in", (" Paris", " Rome"))
-NAME = "SmolLM2-135M-Instruct"  # of the demo model, whose folder is another one on each machine
 NAME_MOVER = (23, 0)
 
 
@@ -98,9 +97,7 @@ def circuit(model: Any, tokenizer: Any) -> tuple[str, Document]:
         raise RuntimeError("the circuit of the documentation was not found by scores")
     held = [[of[n] for n in parts.evaluation] for of in (ioi.clean, ioi.corrupt, ioi.answers)]
     curve = faithfulness_curve(model, parts.scores, *held)
-    made = None if found.provenance is None else replace(found.provenance, model=NAME)
-    named = replace(found, provenance=made)
-    return _both(named.plot(curve=curve, title="Indirect objects: who reads from whom"))
+    return _both(found.plot(curve=curve, title="Indirect objects: who reads from whom"))
 
 
 def patching(model: Any) -> tuple[str, Document]:
@@ -160,10 +157,6 @@ def report(model: Any) -> tuple[str, Document]:
 
     clean, corrupt, answers = EIFFEL
     found = explain(model, clean, corrupt, answers)
-    if found.circuit is not None and found.circuit.provenance is not None:
-        made = replace(found.circuit.provenance, model=NAME)
-        found = replace(found, circuit=replace(found.circuit, provenance=made))
-    found = replace(found, model=NAME)
     return _sheet(found), found.page()
 
 

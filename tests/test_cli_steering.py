@@ -1,7 +1,8 @@
-"""`interp-toolkit lens`, `steer` and `ablate-direction` on the demo model."""
+"""`interp-toolkit lens`, `steer`, `steer-sweep` and `ablate-direction` on the demo model."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,16 @@ import torch
 import interp_toolkit.model
 from interp_toolkit.cli import main
 from interp_toolkit.lenses import direct_logit_attribution, logit_lens
-from interp_toolkit.steering import SteeringVector, steer, steering_vector
+from interp_toolkit.steering import (
+    Question,
+    SteeringVector,
+    Trials,
+    ab_questions,
+    first_token,
+    steer,
+    steering_sweep,
+    steering_vector,
+)
 
 FRANCE = "The capital of France is"
 GOOD = ["I love this wonderful film", "She was delighted and glad"]
@@ -315,6 +325,7 @@ def test_a_direction_is_taken_out_of_everything_that_is_written(
     assert float(found[9][1]) == pytest.approx(100 * share, abs=0.06)
     assert all(float(left) == 0.0 for _, _, left in found)
     assert max(float(plain) for _, plain, _ in found) > 1
+    assert first_token(demo[0], vector.at(9), [ids]).summary() in out
     assert "<svg" in (folder / "page.html").read_text(encoding="utf-8")
 
 
@@ -324,3 +335,216 @@ def test_a_direction_from_texts_is_that_of_the_layer_asked_for(cli: Command, vec
     assert (code, err) == (0, "")
     assert "resid_post of layer 9 of" in out
     torch.testing.assert_close(SteeringVector.load("v.safetensors").directions, vector.at(9).directions)
+
+
+# --- steer-sweep --------------------------------------------------------------------------------------------------
+
+ASKED = [
+    ("Her cooking is", " good", " bad"),
+    ("That new song is so", " good", " bad"),
+    ("His last book was", " good", " bad"),
+]
+KEPT = [("The service there was", " good", " bad"), ("The new teacher seems", " good", " bad")]
+PLAIN = ["Water boils at a hundred degrees and freezes at zero.", "The train to London leaves at nine."]
+
+
+def lines(items: list[Any]) -> str:
+    return "\n".join(json.dumps(item) for item in items) + "\n\n"
+
+
+@pytest.fixture
+def asked(folder: Path) -> Path:
+    """Files to try steering on."""
+    names = ("prompt", "matching", "other")
+    for name, items in (("asked", ASKED), ("kept", KEPT)):
+        text = lines([dict(zip(names, item, strict=True)) for item in items])
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "targets.jsonl").write_text(lines([{"prompt": "The film was", "target": " a delight."}]), "utf-8")
+    (folder / "neutral.txt").write_text("\n".join(PLAIN), encoding="utf-8")
+    return folder
+
+
+def cells(out: str, title: str) -> list[list[str]]:
+    """The rows of the table below a title."""
+    table = out.split(title + "\n")[1].split("\n\n", maxsplit=1)[0]
+    return [line.split() for line in table.splitlines()[2:]]
+
+
+def test_a_sweep_shows_every_effect_and_cost_and_saves_the_best(cli: Command, demo: Any, asked: Path) -> None:
+    given = [*CONTRAST, "--questions", "asked.jsonl", "--neutral", "neutral.txt", "--instruction", "I like all of it."]
+    how = [
+        "--layers",
+        "9,20",
+        "--coefficient",
+        "-0.1",
+        "0.1",
+        "--positions",
+        "predicting",
+        "--random",
+        "1",
+        "--seed",
+        "4",
+    ]
+    more = ["--judge", "kept.jsonl", "--save", "best.safetensors", "-o", "page.html"]
+    code, out, err = cli("steer-sweep", "demo", *given, *how, *more)
+    assert (code, err) == (0, "")
+    model, tokenizer = demo
+    vector = steering_vector(model, GOOD, BAD, layers=[9, 20], tokenizer=tokenizer)
+    trials = Trials(
+        questions=[Question(prompt=p, matching=a, other=b) for p, a, b in ASKED],
+        neutral=PLAIN,
+        instruction="I like all of it. ",
+    )
+    settings: dict[str, Any] = {"positions": "predicting", "random": 1, "seed": 4, "tokenizer": tokenizer}
+    found = steering_sweep(model, vector, trials, coefficients=[-0.1, 0.1], **settings)
+    assert found.summary() in out
+    for title, values, form in (
+        ("Change of the logit difference", found.estimate().mean, "+.2f"),
+        ("The same by 1 random direction of that length", found.random().mean, "+.2f"),
+        ("KL on neutral texts, in nats", found.estimate("kl").mean, ".3f"),
+    ):
+        expected = [[str(n), *(format(x, form) for x in row)] for n, row in zip((9, 20), values.tolist(), strict=True)]
+        assert cells(out, title) == expected
+    best = found.best()
+    saved = SteeringVector.load(asked / "best.safetensors")
+    assert saved.layers == (best.layer,)
+    torch.testing.assert_close(saved.directions, vector.at(best.layer).directions)
+    assert saved.notes == f"good.txt against bad.txt; best of a sweep: {best.coefficient:g} (add), for logit_diff"
+    kept = Trials(
+        questions=[Question(prompt=p, matching=a, other=b) for p, a, b in KEPT], instruction="I like all of it. "
+    )
+    judged = steering_sweep(model, vector, kept, layers=best.layer, coefficients=[best.coefficient], **settings)
+    assert (
+        f"On 2 questions that were kept back, layer {best.layer}, {best.coefficient:g}: {_shown(judged.estimate())}"
+        in out
+    )
+    assert f"the plain instruction {_shown(judged.prompting())}." in out
+    page = (asked / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 2
+    assert "questions that were kept back" in page
+
+
+def _shown(e: Any) -> str:
+    return f"{float(e.mean.squeeze()):+.2f} [{float(e.low.squeeze()):.2f}, {float(e.high.squeeze()):.2f}]"
+
+
+def test_a_sweep_asks_questions_with_letters_swapped_and_follows_targets(
+    cli: Command, demo: Any, vector: SteeringVector, asked: Path
+) -> None:
+    vector.save("v.safetensors")
+    (asked / "ab.jsonl").write_text(
+        lines([{"question": "How was it?", "matching": "Lovely.", "other": "Awful."}]), encoding="utf-8"
+    )
+    given = ["--vector", "v.safetensors", "--questions", "ab.jsonl", "--targets", "targets.jsonl"]
+    code, out, err = cli("steer-sweep", "demo", *given, "--coefficient", "0.2", "--random", "0")
+    assert (code, err) == (0, "")
+    trials = Trials(
+        questions=ab_questions([("How was it?", "Lovely.", "Awful.")]), targets=[("The film was", " a delight.")]
+    )
+    found = steering_sweep(demo[0], vector, trials, coefficients=[0.2], random=0, tokenizer=demo[1])
+    for title, name in (
+        ("Change of the logit difference", "logit_diff"),
+        ("Change of the mean log-probability of targets", "log_prob"),
+    ):
+        assert [float(row[1]) for row in cells(out, title)] == pytest.approx(
+            found.estimate(name).mean[:, 0].tolist(), abs=0.006
+        )
+    assert "random" not in out
+    assert "2 layers with 1 strength; texts: 1 for logit difference" in out
+
+
+def test_nothing_is_saved_where_everything_costs_too_much(cli: Command, asked: Path) -> None:
+    given = [*CONTRAST, "--questions", "asked.jsonl", "--neutral", "neutral.txt", "--max-kl", "1e-6", "--random", "0"]
+    how = ["--layers", "20", "--coefficient", "0.4", "--judge", "kept.jsonl", "--save", "best.safetensors"]
+    code, out, err = cli("steer-sweep", "demo", *given, *how)
+    assert code == 2
+    assert "No setting keeps KL on neutral texts at or below 1e-06 nats." in out
+    assert "kept back" not in out
+    assert err.startswith("interp-toolkit: nothing was saved to best.safetensors: No setting keeps KL")
+    assert not (asked / "best.safetensors").exists()
+
+
+def test_what_only_the_tokens_know_is_said_with_its_line(cli: Command, asked: Path) -> None:
+    items = [
+        {"prompt": "It is", "matching": " good", "other": " bad"},
+        {"prompt": "It is", "matching": " very good", "other": " bad"},
+    ]
+    (asked / "long.jsonl").write_text("\n" + lines(items), encoding="utf-8")
+    refused(
+        cli("steer-sweep", "demo", *CONTRAST, "--questions", "long.jsonl"),
+        "--questions long.jsonl line 3: ",
+        "not one token",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*CONTRAST], "nothing to measure an effect on: give --questions or --targets"),
+        (["--questions", "asked.jsonl"], "give --positive and --negative texts, or a --vector"),
+        ([*CONTRAST, "--questions", "nothing.jsonl"], "--questions nothing.jsonl cannot be read: No such file"),
+        (
+            [*CONTRAST, "--questions", "empty.txt"],
+            "--questions empty.txt holds no text: give one JSON object on each line",
+        ),
+        ([*CONTRAST, "--questions", "good.txt"], "--questions good.txt line 1 is not JSON"),
+        (
+            [*CONTRAST, "--targets", "asked.jsonl"],
+            '--targets asked.jsonl line 1 lacks "target": it has prompt, matching',
+        ),
+        ([*CONTRAST, "--questions", "targets.jsonl"], '--questions targets.jsonl line 1 lacks "matching"'),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--neutral", "empty.txt"], "--neutral empty.txt holds no text"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--judge", "./asked.jsonl"], "are the same file"),
+        ([*CONTRAST, "--targets", "targets.jsonl", "--judge", "asked.jsonl"], "give --questions to choose on"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--random", "-1"], "--random is 0 or more, not -1"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--max-kl", "0"], "--max-kl is a number above 0, not 0"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--instruction", " "], "--instruction is empty"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "--coefficient", "inf"], "--coefficient is a number, not inf"),
+        ([*CONTRAST, "--questions", "asked.jsonl", "-o", "page.pdf"], "ends with .html"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line_before_a_model_is_loaded(
+    unloaded: Command, asked: Path, arguments: list[str], words: str
+) -> None:
+    del asked
+    refused(unloaded("steer-sweep", "demo", *arguments), words)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a", "matching": "b", "other": "c"', "is not JSON"),
+        ('["a", "b", "c"]', 'is no JSON object such as {"prompt": ...}, but ["a", "b", "c"]'),
+        ("{}", 'lacks "prompt" (or "question"): it has nothing'),
+        ('{"prompt": "a", "matching": "b"}', 'lacks "other": it has prompt, matching'),
+        ('{"question": "a", "matching": "b"}', 'lacks "other": it has question, matching'),
+        ('{"prompt": "a", "matching": "b", "other": 5}', '"other" is a text, not 5'),
+        ('{"prompt": "", "matching": "b", "other": "c"}', "\"prompt\" is a text, not ''"),
+        (
+            '{"prompt": "a", "matching": "b", "other": "c", "colour": "d"}',
+            'has "colour", which is not one of prompt, mat',
+        ),
+    ],
+)
+def test_a_line_that_is_no_question_is_named_by_its_number(
+    unloaded: Command, asked: Path, line: str, words: str
+) -> None:
+    whole = json.dumps(dict(zip(("prompt", "matching", "other"), ASKED[0], strict=True)))
+    (asked / "wrong.jsonl").write_text(f"{whole}\n\n{line}\n", encoding="utf-8")
+    refused(
+        unloaded("steer-sweep", "demo", *CONTRAST, "--questions", "wrong.jsonl"),
+        "--questions wrong.jsonl line 3",
+        words,
+    )
+
+
+def test_help_tells_what_files_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["steer-sweep", "--help"])
+    out = capsys.readouterr().out
+    shown = [json.loads(line) for line in out.splitlines() if line.strip().startswith("{")]
+    assert [list(fact) for fact in shown] == [
+        ["prompt", "matching", "other"],
+        ["question", "matching", "other"],
+        ["prompt", "target"],
+    ]

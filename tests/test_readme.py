@@ -129,12 +129,19 @@ def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monk
 def test_the_commands_shown_are_commands() -> None:
     shown = [
         line
-        for page in ("README.md", "docs/store.md", "docs/probes.md", "docs/views.md")
+        for page in (
+            "README.md",
+            "docs/lenses.md",
+            "docs/probes.md",
+            "docs/steering.md",
+            "docs/store.md",
+            "docs/views.md",
+        )
         for block in blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("interp-toolkit")
     ]
-    assert len(shown) == 17
+    assert len(shown) == 24
     for line in shown:
         build_parser().parse_args(shlex.split(line, comments=True)[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -72,8 +73,32 @@ def test_positions_and_answers_are_those_asked_for(demo: Any) -> None:
     assert found.rank[0, last] > 0
     frame = found.to_dataframe()
     assert len(frame) == 2 * 31
-    assert "rises most in block" in found.summary()
     assert int(found.settles(last)) > 10
+
+
+def test_words_tell_what_lasts_to_the_end(demo: Any) -> None:
+    model, tokenizer = demo
+    found = logit_lens(model, "The capital of France is", (" Paris", " Rome"), tokenizer=tokenizer)
+    assert found.difference is not None
+    assert found.rank is not None
+    first, second, third = found.summary().splitlines()
+    assert re.fullmatch(
+        rf"Behind ' is' the model says ' Paris' \(0\.\d\d\)\. From depth {found.settles()} on .*", first
+    )
+    rank, kl = found.rank[:, -1], found.kl[:, -1]
+    ten = next(n for n in range(31) if bool((rank[n:] < 10).all()))
+    near = next(n for n in range(31) if bool((kl[n:] <= 1).all()))
+    assert second == (
+        f"' Paris' − ' Rome': {float(found.difference[-1, -1]):.2f} at the end. ' Paris' is among the best ten from "
+        f"depth {found.depths[ten]} on."
+    )
+    assert third.startswith(
+        f"The reading stays within 1 nat (KL) of what the model says from depth {found.depths[near]}"
+    )
+    assert "at the beginning" not in found.summary()
+    unlikely = logit_lens(model, "The capital of France is", " Rome", tokenizer=tokenizer)
+    assert unlikely.rank is not None
+    assert f"' Rome' is number {int(unlikely.rank[-1, -1]) + 1:,} at the end" in unlikely.summary()
 
 
 def test_what_cannot_be_read_is_refused() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
 from interp_toolkit.errors import FileFormatError, InterpWarning, LensError
-from interp_toolkit.lenses import Training, TunedLens, logit_lens, tuning
+from interp_toolkit.lenses import Training, TunedLens, closed_form, logit_lens, tuning
+from interp_toolkit.lenses.closed_form import PENALTIES, Moments, gathered
 from interp_toolkit.lenses.unembedding import Unembedding
+from interp_toolkit.model import run
 from interp_toolkit.model.verify import verified
 from tiny import model_of, tiny_model, tokens
 
@@ -102,13 +107,89 @@ def test_the_same_seed_gives_the_same_lens_also_without_room_for_activations(mon
     assert not torch.equal(other.weight, first.weight)
 
 
-def test_a_depth_that_never_gets_better_stays_the_logit_lens() -> None:
+def streams_of(model: Any, texts: torch.Tensor) -> list[np.ndarray]:
+    """The residual stream of every depth and the end, in float64: one row for each token."""
+    from interp_toolkit.lenses.logit_lens import depth_sites
+
+    sites = depth_sites(model.config.num_hidden_layers)
+    return [run(model, texts, read=site)[site].double().flatten(0, 1).numpy() for site in sites]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_closed_form_is_ridge_regression(penalty: float) -> None:
+    *streams, end = streams_of(model_of("gpt2"), TEXTS)
+    mean, spread = (torch.from_numpy(np.stack([f(x, axis=0) for x in streams])) for f in (np.mean, np.std))
+    pieces = torch.from_numpy(np.stack([*streams, end])).split(100, dim=1)  # in parts of different lengths
+    found = gathered(iter(pieces), [0, 2], mean, spread).ridge(penalty)
+    for depth, weight in zip((0, 2), found, strict=True):
+        scaled = (streams[depth] - mean[depth].numpy()) / spread[depth].numpy()
+        theirs = Ridge(alpha=penalty * len(scaled)).fit(scaled, end - streams[depth])
+        np.testing.assert_allclose(weight.numpy(), theirs.coef_, atol=1e-10, rtol=1e-8)
+
+
+def test_without_epochs_the_maps_are_ridge_regressions_on_the_texts_for_training() -> None:
+    model, settings = model_of("gpt2"), Training(epochs=0, length=8)
+    lens = TunedLens.train(model, TEXTS, training=settings)
+    assert lens.about["epochs"] == [0, 0, 0]
+    trains, _, judges = tuning._parts(list(TEXTS), settings)
+    pieces = [piece for n in trains for piece in TEXTS[n].split(8)]
+    *streams, end = (
+        np.concatenate(parts) for parts in zip(*(streams_of(model, piece[None]) for piece in pieces), strict=True)
+    )
+    for depth, (x, penalty) in enumerate(zip(streams, lens.about["penalties"], strict=True)):
+        scaled = (x - x.mean(0)) / x.std(0)
+        theirs = Ridge(alpha=penalty * len(x)).fit(scaled, end - x)
+        expected = x + theirs.predict(scaled)
+        found = lens.translated(torch.from_numpy(np.stack(streams)))[depth].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-3 * float(np.abs(expected).max()))
+    # Its divergence on the texts that judge is that of the model's own readings, and smaller than the logit lens's.
+    every = [torch.cat([lens.read(p.tolist()).kl[:-1] for p in TEXTS[n].split(8)], dim=1).mean(1) for n in judges]
+    torch.testing.assert_close(lens.kl, torch.stack(every), atol=1e-4, rtol=1e-3)
+    assert (lens.kl.mean(0) < lens.kl_plain.mean(0)).all()
+
+
+def test_training_goes_on_from_the_closed_form_and_makes_it_better() -> None:
+    model, texts = model_of("gpt2"), tokens(60, 12)
+    start, trained = (
+        TunedLens.train(model, texts, training=Training(epochs=n, length=12, learning_rate=0.1)) for n in (0, 4)
+    )
+    assert trained.about["penalties"] == start.about["penalties"]
+    assert max(trained.about["epochs"]) > 0
+    assert trained.kl.mean() < start.kl.mean()
+
+
+def test_a_depth_that_never_gets_better_stays_as_it_began() -> None:
     model = model_of("llama")
+    start = TunedLens.train(model, TEXTS[:12], training=Training(epochs=0))
     lens = TunedLens.train(model, TEXTS[:12], training=Training(epochs=9, learning_rate=1e4, patience=1))
     assert lens.about["epochs"] == [0, 0, 0]
+    assert torch.equal(lens.weight, start.weight)
+    assert torch.equal(lens.kl, start.kl)
+
+
+def test_a_regression_that_is_worse_than_nothing_leaves_the_logit_lens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    honest = Moments.ridge
+    monkeypatch.setattr(Moments, "ridge", lambda self, penalty: -99 * honest(self, penalty))
+    lens = TunedLens.train(model, TEXTS[:12], training=Training(epochs=0))
+    assert lens.about["penalties"] == [None, None, None]
     assert not lens.weight.any()
     torch.testing.assert_close(lens.kl, lens.kl_plain)
     torch.testing.assert_close(lens.read(IDS).top_probabilities, logit_lens(model, IDS).top_probabilities)
+
+
+def test_moments_that_do_not_fit_together_and_fewer_tokens_to_choose_on_change_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, settings = model_of("llama"), Training(epochs=0)
+    first = TunedLens.train(model, TEXTS[:20], training=settings)
+    monkeypatch.setattr(closed_form, "_HELD", 1)
+    second = TunedLens.train(model, TEXTS[:20], training=settings)
+    torch.testing.assert_close(second.weight, first.weight)
+    monkeypatch.setattr(tuning, "_CHOOSING", 5)
+    third = TunedLens.train(model, TEXTS[:20], training=settings)
+    torch.testing.assert_close(third.kl_plain, first.kl_plain)
+    assert all(0.1 < float(a / b) < 10 for a, b in zip(third.kl.mean(0), first.kl.mean(0), strict=True))
 
 
 def test_a_lens_is_saved_and_loaded_for_its_model(tmp_path: Path) -> None:
@@ -120,6 +201,8 @@ def test_a_lens_is_saved_and_loaded_for_its_model(tmp_path: Path) -> None:
     torch.testing.assert_close(again.read(IDS).kl, lens.read(IDS).kl)
     with pytest.raises(LensError, match=r"maps of shape \(3, 32, 32\); this model .* needs \(4, 40, 40\)"):
         TunedLens.load(tmp_path / "lens.safetensors", model_of("gemma2"))
+    moved = replace(lens, provenance=replace(lens.provenance, model=f"someone/{lens.provenance.model}"))
+    TunedLens.load(moved.save(tmp_path / "moved.safetensors"), model)  # a folder goes by the hub's name, too
     with pytest.warns(InterpWarning, match="was trained for GPT2LMHeadModel, and this model is LlamaForCausalLM"):
         TunedLens.load(tmp_path / "lens.safetensors", model_of("llama"))
     (tmp_path / "other").write_bytes(b"no tensors")
@@ -149,6 +232,8 @@ def test_what_cannot_be_trained_is_refused(unchecked: None) -> None:
             TunedLens.train(model, texts)
     with pytest.raises(LensError, match="patience is at least 1, not 0"):
         Training(patience=0)
+    with pytest.raises(LensError, match="epochs are 0 or more, not -1"):
+        Training(epochs=-1)
     with pytest.raises(LensError, match="at least two tokens"):
         Training(length=1)
     with pytest.raises(LensError, match="held_out is a share"):

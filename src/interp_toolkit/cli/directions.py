@@ -1,8 +1,9 @@
-"""What commands that steer share: where a direction comes from, and what a model writes."""
+"""What commands that steer share: where a direction comes from, what is done with it, and what a model writes."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _METHODS = ("mean-difference", "paired-pca")
 _MAKING = {"method": "mean-difference", "site": "resid_post", "read": "last"}
 """How a direction is made from texts, unless something else is asked for."""
+_OPERATIONS = ("add", "ablate", "affine", "clamp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,17 @@ class Texts:
 
 
 def direction_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command with a direction."""
+    """Add the options of commands that write along a direction."""
     model_options(parser)
     parser.add_argument("text", metavar="TEXT", help="the prompt that is continued")
+    source_options(parser)
+    parser.add_argument("--new-tokens", type=int, default=30, metavar="N", help="how many are written (default: 30)")
+    parser.add_argument("--chat", action="store_true", help="put TEXT and texts into the model's chat format")
+    parser.add_argument("-o", "--output", type=Path, metavar="PAGE", help="an HTML page to write")
+
+
+def source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a direction comes from."""
     where = parser.add_argument_group("the direction")
     where.add_argument("--positive", type=Path, metavar="FILE", help="texts that show what is wanted, one on each line")
     where.add_argument("--negative", type=Path, metavar="FILE", help="texts that do not")
@@ -43,17 +53,59 @@ def direction_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--site", metavar="NAME", help="where texts are read and steered (default: resid_post)")
     where.add_argument("--read", choices=["last", "all"], help="which tokens of texts are read (default: last)")
     where.add_argument("--save", type=Path, metavar="VECTOR", help="a safetensors file for the vector")
-    parser.add_argument("--new-tokens", type=int, default=30, metavar="N", help="how many are written (default: 30)")
-    parser.add_argument("--chat", action="store_true", help="put TEXT and texts into the model's chat format")
-    parser.add_argument("-o", "--output", type=Path, metavar="PAGE", help="an HTML page to write")
+
+
+def operation_options(parser: argparse.ArgumentParser, *, positions: Sequence[str], layers: str, usual: str) -> None:
+    """Add the options that say how one steers.
+
+    Args:
+        parser: of the command.
+        positions: which there are to choose from.
+        layers: the layers where none are given, in words.
+        usual: the coefficients where none are given, in words.
+    """
+    parser.add_argument(
+        "--layers",
+        metavar="A:B",
+        help=f"where, such as 10:13 (without layer 13) or 3,7 (default: {layers}, or those of the vector)",
+    )
+    parser.add_argument(
+        "--coefficient",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help=f"how much, in units of the activations' length (default: {usual}; for ablate 1, for affine 0 1)",
+    )
+    parser.add_argument("--operation", choices=_OPERATIONS, default="add", help="what is done (default: add)")
+    parser.add_argument(
+        "--scale", choices=["norm", "raw"], default="norm", help="raw: coefficients in units of the vector's own length"
+    )
+    parser.add_argument("--positions", choices=positions, default="all", help="which tokens are steered (default: all)")
 
 
 # --- what was asked for -------------------------------------------------------------------------------------------
 
 
 def check_direction(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be, before anything is read or loaded."""
+    """Refuse what cannot be written along a direction, before anything is read or loaded."""
     check_text(arguments.text)
+    if arguments.vector is not None and arguments.save is not None and arguments.positive is arguments.negative is None:
+        raise SteeringError("--save is for a vector that is made from texts, but --vector is made already")
+    if arguments.new_tokens < 1:
+        raise SteeringError(f"--new-tokens is 1 or more, not {arguments.new_tokens}")
+    check_source(arguments)
+
+
+def check_source(arguments: argparse.Namespace, read: Sequence[Path | None] = ()) -> None:
+    """Refuse directions that cannot be had, and files that cannot be written.
+
+    Args:
+        arguments: of the command.
+        read: what else is read.
+
+    Raises:
+        SteeringError, InterpError: for the first of them.
+    """
     texts = {"--positive": arguments.positive, "--negative": arguments.negative}
     given = [option for option, path in texts.items() if path is not None]
     if bool(given) == (arguments.vector is not None):
@@ -62,7 +114,7 @@ def check_direction(arguments: argparse.Namespace) -> None:
         (missing,) = set(texts) - set(given)
         raise SteeringError(f"{given[0]} alone is one-sided: give {missing} too")
     if arguments.vector is not None:
-        for option in (*_MAKING, "save"):
+        for option in _MAKING:
             if getattr(arguments, option) is not None:
                 raise SteeringError(f"--{option} is for a vector that is made from texts, but --vector is made already")
     if arguments.site is not None:
@@ -70,13 +122,34 @@ def check_direction(arguments: argparse.Namespace) -> None:
 
         if arguments.site not in SITES:
             raise SteeringError(f"--site: one steers at {', '.join(SITES)}, not at {arguments.site!r}")
-    if arguments.new_tokens < 1:
-        raise SteeringError(f"--new-tokens is 1 or more, not {arguments.new_tokens}")
     check_written(
         {"-o": arguments.output, "--save": arguments.save},
         {"-o": (".html",), "--save": (".safetensors",)},
-        read=[*texts.values(), arguments.vector],
+        read=[*texts.values(), arguments.vector, *read],
     )
+
+
+def coefficients_of(arguments: argparse.Namespace, usual: Sequence[float]) -> tuple[float, ...]:
+    """The coefficients that were asked for; where there are none, the usual ones for adding."""
+    other = {"ablate": (1.0,), "affine": (0.0, 1.0)}
+    found = tuple(arguments.coefficient or other.get(arguments.operation, usual))
+    if wrong := [c for c in found if not math.isfinite(c)]:
+        raise SteeringError(f"--coefficient is a number, not {wrong[0]}")
+    if len(set(found)) < len(found):
+        raise SteeringError(f"--coefficient holds a number twice: {' '.join(f'{c:g}' for c in found)}")
+    return found
+
+
+def check_vector(arguments: argparse.Namespace, vector: SteeringVector, layers: list[int] | None) -> None:
+    """Refuse steering that a vector is not enough for."""
+    missing = [layer for layer in layers or () if len(vector.layers) > 1 and layer not in vector.layers]
+    if missing:
+        raise SteeringError(f"--vector has no direction for layer {missing[0]}, but for {listed(vector.layers)}")
+    known = vector.norms[list(layers or vector.layers)].isfinite().all()
+    if arguments.operation in ("add", "clamp") and arguments.scale == "norm" and not bool(known):
+        raise SteeringError("--vector does not know how long activations are there: give --scale raw")
+    if arguments.operation == "affine" and not bool((vector.low + vector.high).isfinite().all()):
+        raise SteeringError("--operation affine needs a vector made from texts, which knows where these lie")
 
 
 def parsed_layers(text: str) -> slice | list[int]:
@@ -114,7 +187,11 @@ def direction_source(arguments: argparse.Namespace) -> Texts | SteeringVector:
         from interp_toolkit.steering import SteeringVector
 
         return SteeringVector.load(arguments.vector)
-    found = Texts(positive=_lines("--positive", arguments.positive), negative=_lines("--negative", arguments.negative))
+    both = "a contrast needs both sides"
+    found = Texts(
+        positive=text_lines("--positive", arguments.positive, both),
+        negative=text_lines("--negative", arguments.negative, both),
+    )
     sizes = len(found.positive), len(found.negative)
     if arguments.method == "paired-pca" and (sizes[0] != sizes[1] or sizes[0] < 2):
         raise SteeringError(
@@ -124,21 +201,36 @@ def direction_source(arguments: argparse.Namespace) -> Texts | SteeringVector:
     return found
 
 
-def _lines(option: str, path: Path) -> list[str]:
+def text_lines(option: str, path: Path, why: str) -> list[str]:
+    """The lines of a file that hold text.
+
+    Args:
+        option: that names the file.
+        path: of the file.
+        why: what an empty file would be no good for.
+
+    Raises:
+        SteeringError: when it cannot be read, or holds nothing.
+    """
+    return [line for _, line in numbered_lines(option, path, why)]
+
+
+def numbered_lines(option: str, path: Path, why: str) -> list[tuple[int, str]]:
+    """The same with their numbers in the file, from 1 on."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SteeringError(f"{option} {path} cannot be read: {reason}") from error
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
-        raise SteeringError(f"{option} {path} holds no text: a contrast needs both sides")
-    return [line.rstrip("\r") for line in lines]
+        raise SteeringError(f"{option} {path} holds no text: {why}")
+    return lines
 
 
-def listed(layers: Sequence[int]) -> str:
-    """Numbers with commas."""
-    return ", ".join(map(str, layers))
+def listed(several: Sequence[int | str]) -> str:
+    """Numbers or names with commas."""
+    return ", ".join(map(str, several))
 
 
 # --- the model's side ---------------------------------------------------------------------------------------------
@@ -224,14 +316,21 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 __all__ = [
     "Texts",
     "check_direction",
+    "check_source",
+    "check_vector",
+    "coefficients_of",
     "continuation",
     "counted",
     "direction_options",
     "direction_source",
     "layers_of",
     "listed",
+    "numbered_lines",
+    "operation_options",
     "parsed_layers",
     "prompts_of",
+    "source_options",
+    "text_lines",
     "text_of",
     "vector_of",
 ]

@@ -20,6 +20,7 @@ from interp_toolkit.cli.explain import add_explain
 from interp_toolkit.cli.lens import add_lens
 from interp_toolkit.cli.probe import add_probe
 from interp_toolkit.cli.steer import add_ablate_direction, add_steer
+from interp_toolkit.cli.steer_sweep import add_steer_sweep
 from interp_toolkit.cli.store import add_store
 from interp_toolkit.errors import InterpError, InterpWarning, RunError
 
@@ -279,6 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_probe(commands.add_parser("probe", help="train probes at every layer, with baselines and controls"))
     add_lens(commands.add_parser("lens", help="what the model would say at each depth, or who wrote what it says"))
     add_steer(commands.add_parser("steer", help="push a model along a direction while it writes"))
+    add_steer_sweep(commands.add_parser("steer-sweep", help="what steering does, and costs, by layer and strength"))
     add_ablate_direction(
         commands.add_parser("ablate-direction", help="take a direction out of all that a model writes")
     )

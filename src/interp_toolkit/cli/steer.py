@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,12 +11,15 @@ from interp_toolkit.cli.console import load, note, table
 from interp_toolkit.cli.directions import (
     Texts,
     check_direction,
+    check_vector,
+    coefficients_of,
     continuation,
     counted,
     direction_options,
     direction_source,
     layers_of,
     listed,
+    operation_options,
     parsed_layers,
     prompts_of,
     text_of,
@@ -32,33 +34,15 @@ if TYPE_CHECKING:
     from interp_toolkit.visualization import LineChart
     from interp_toolkit.visualization.document import Part
 
-_COEFFICIENTS = {"add": (-0.2, 0.2), "ablate": (1.0,), "affine": (0.0, 1.0), "clamp": (-0.2, 0.2)}
-
 
 def add_steer(steer: argparse.ArgumentParser) -> None:
     """Add the options of `steer`."""
     direction_options(steer)
-    steer.add_argument(
-        "--layers",
-        metavar="A:B",
-        help="where, such as 10:13 (without layer 13) or 3,7 (default: the middle layer, or those of the vector)",
-    )
-    steer.add_argument(
-        "--coefficient",
-        nargs="+",
-        type=float,
-        metavar="X",
-        help="how much, in units of the activations' length (default: -0.2 0.2; for ablate 1, for affine 0 1)",
-    )
-    steer.add_argument("--operation", choices=list(_COEFFICIENTS), default="add", help="what is done (default: add)")
-    steer.add_argument(
-        "--scale", choices=["norm", "raw"], default="norm", help="raw: coefficients in units of the vector's own length"
-    )
-    steer.add_argument(
-        "--positions",
-        choices=["all", "prompt", "generated", "predicting"],
-        default="all",
-        help="which tokens are steered (default: all)",
+    operation_options(
+        steer,
+        positions=["all", "prompt", "generated", "predicting"],
+        layers="the middle layer",
+        usual="-0.2 0.2",
     )
     steer.set_defaults(command=_steer)
 
@@ -84,7 +68,7 @@ def _steer(arguments: argparse.Namespace) -> None:
     layers = None if arguments.layers is None else parsed_layers(arguments.layers)
     source = direction_source(arguments)
     if not isinstance(source, Texts):
-        _check_vector(arguments, source, layers_of(arguments, layers, source.num_layers))
+        check_vector(arguments, source, layers_of(arguments, layers, source.num_layers))
     began = time.perf_counter()
     model, tokenizer = load(arguments)
     number = model.config.get_text_config().num_hidden_layers if isinstance(source, Texts) else source.num_layers
@@ -183,6 +167,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     with steer(model, vector, operation="ablate", layers="writers"):
         ablated = continuation(model, prompt, arguments.new_tokens)
     after = _shares(model, prompt, vector, ablated=True)
+    words = _at_first_token(model, prompt, vector)
     headers = ["run", "continuation", "nats a token"]
     rows = [
         [name, repr(text_of(tokenizer, new)), f"{_surprise(model, prompt, new):.2f}"]
@@ -193,9 +178,10 @@ def _ablate(arguments: argparse.Namespace) -> None:
     print("\nHow much of the residual stream's length lies along the direction, behind each layer (median of tokens)")
     lengths = [(str(n), f"{a:.1%}", f"{b:.1%}") for n, (a, b) in enumerate(zip(before, after, strict=True))]
     print(table(["layer", "plain", "without"], lengths))
+    print("\n" + words)
     chart = _share_chart(before, after) if arguments.output else None
     title = f"A direction taken out of {arguments.model}: “{arguments.text}”"
-    _finish(arguments, vector, title, (headers, rows), chart, began)
+    _finish(arguments, vector, title, (headers, rows), chart, began, words)
 
 
 def _shares(model: PreTrainedModel, prompt: list[int], vector: SteeringVector, *, ablated: bool) -> list[float]:
@@ -208,6 +194,17 @@ def _shares(model: PreTrainedModel, prompt: list[int], vector: SteeringVector, *
     v = vector.units[0]
     streams = [found[site][0].float() for site in sorted(found, key=lambda site: site.layer or 0)]
     return [float(((x @ v.to(x)).abs() / x.norm(dim=-1)).median()) for x in streams]
+
+
+def _at_first_token(model: PreTrainedModel, prompt: list[int], vector: SteeringVector) -> str:
+    """What of it is done at the first token, which cannot be spared where weights are changed."""
+    from interp_toolkit.steering import first_token
+
+    if len(prompt) < 2:
+        return "The prompt has one token, so that nothing can be said of what is done at the first token alone."
+    found = first_token(model, vector, [prompt])
+    doubt = " So what is written shows the first token's change more than the direction's." if found.dominates else ""
+    return found.summary() + doubt
 
 
 def _share_chart(before: list[float], after: list[float]) -> LineChart:
@@ -227,26 +224,10 @@ def _share_chart(before: list[float], after: list[float]) -> LineChart:
 
 
 def _coefficients(arguments: argparse.Namespace) -> tuple[float, ...]:
-    found = tuple(arguments.coefficient or _COEFFICIENTS[arguments.operation])
-    if wrong := [c for c in found if not math.isfinite(c)]:
-        raise SteeringError(f"--coefficient is a number, not {wrong[0]}")
-    if len(set(found)) < len(found):
-        raise SteeringError(f"--coefficient holds a number twice: {' '.join(f'{c:g}' for c in found)}")
+    found = coefficients_of(arguments, (-0.2, 0.2))
     if arguments.positions == "generated" and arguments.new_tokens == 1:
         raise SteeringError("--positions generated leaves the first new token alone: give 2 --new-tokens or more")
     return found
-
-
-def _check_vector(arguments: argparse.Namespace, vector: SteeringVector, layers: list[int] | None) -> None:
-    """Refuse steering that a vector is not enough for."""
-    missing = [layer for layer in layers or () if len(vector.layers) > 1 and layer not in vector.layers]
-    if missing:
-        raise SteeringError(f"--vector has no direction for layer {missing[0]}, but for {listed(vector.layers)}")
-    known = vector.norms[list(layers or vector.layers)].isfinite().all()
-    if arguments.operation in ("add", "clamp") and arguments.scale == "norm" and not bool(known):
-        raise SteeringError("--vector does not know how long activations are there: give --scale raw")
-    if arguments.operation == "affine" and not bool((vector.low + vector.high).isfinite().all()):
-        raise SteeringError("--operation affine needs a vector made from texts, which knows where these lie")
 
 
 def _one(vector: SteeringVector, layer: int | None) -> SteeringVector:
@@ -271,6 +252,7 @@ def _finish(
     written: tuple[list[str], list[list[str]]],
     chart: Part | None,
     began: float,
+    told: str = "",
 ) -> None:
     """Write what was asked for, and say where it is."""
     print(f"\n{time.perf_counter() - began:.0f} s")
@@ -279,7 +261,8 @@ def _finish(
     if arguments.output and chart is not None:
         from interp_toolkit.visualization.document import Document, Paragraph, Table
 
-        words = [Paragraph(line) for line in (f"The prompt: “{arguments.text}”", *vector.summary().splitlines())]
+        lines = (f"The prompt: “{arguments.text}”", *vector.summary().splitlines(), *told.splitlines())
+        words = [Paragraph(line) for line in lines]
         shown = Table(title="What the model writes", headers=written[0], rows=written[1])
         page = Document(title=title, parts=(*words, shown, chart))
         print(f"The page: {page.save(arguments.output).resolve()}")

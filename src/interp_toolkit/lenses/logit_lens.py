@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp_toolkit.errors import RunError, TokenError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from interp_toolkit.visualization import View
 
 _HELD = 1 << 26  # logits that are held at once
+_NEAR = 1.0  # nats; farther from the end, a reading says little about what the model says
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,8 +72,7 @@ class LensResult:
     def settles(self, position: int = -1) -> str:
         """The first depth from which on the best token at a position of the list stays what the model says."""
         best = self.top_ids[:, position, 0]
-        other = (best != best[-1]).nonzero()
-        return self.depths[0 if not len(other) else int(other[-1]) + 1]
+        return self._lasting(best == best[-1])
 
     def summary(self) -> str:
         """The last position in words."""
@@ -83,15 +83,24 @@ class LensResult:
                 f"that is the best token by the {self.lens}."
             )
         ]
-        if self.difference is not None:
+        if self.difference is not None and self.rank is not None:
             what = " − ".join(map(repr, self.answers)) if len(self.answers) > 1 else f"log p({self.answers[0]!r})"
-            steps = self.difference[:, -1].diff()
-            most = int(steps.argmax())
-            lines.append(
-                f"{what}: {float(self.difference[0, -1]):.2f} at the beginning, {float(self.difference[-1, -1]):.2f} "
-                f"at the end; it rises most in block {self.depths[most + 1]}, by {float(steps[most]):.2f}."
+            rank = self.rank[:, -1]
+            told = (
+                f"{self.answers[0]!r} is among the best ten from depth {self._lasting(rank < 10)} on"
+                if int(rank[-1]) < 10
+                else f"{self.answers[0]!r} is number {int(rank[-1]) + 1:,} at the end"
             )
+            lines.append(f"{what}: {float(self.difference[-1, -1]):.2f} at the end. {told}.")
+        near = self._lasting(self.kl[:, -1] <= _NEAR)
+        end = ", which is the end" if near == self.depths[-1] else ""
+        lines.append(f"The reading stays within {_NEAR:g} nat (KL) of what the model says from depth {near} on{end}.")
         return "\n".join(lines)
+
+    def _lasting(self, holds: Bool[Tensor, " depth"]) -> str:
+        """The first depth from which on something holds up to the end, where it does."""
+        fails = (~holds).nonzero()
+        return self.depths[0 if not len(fails) else int(fails[-1]) + 1]
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row for each depth and position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.positions import PositionsLike
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
-from interp_toolkit.provenance import Provenance, provenance_of
+from interp_toolkit.provenance import Provenance, provenance_of, same_name
 from interp_toolkit.statistics import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ class TunedLens:
     ) -> TunedLens:
         """Train a lens on text.
 
-        A step costs one pass through the unembedding and back for every token and depth; the model itself runs once
-        over the texts where their residual streams fit into two gigabytes. The same texts and seed give the same lens.
+        Each depth begins at a ridge regression of the last residual stream on its own, which takes little more than
+        the model's passes over the texts; with `Training(epochs=0)` that is all. A step of training costs one pass
+        through the unembedding and back for every token and depth; the model itself runs once over the texts where
+        their residual streams fit into two gigabytes. The same texts and seed give the same lens.
 
         Args:
             model: a causal language model, as it is.
@@ -106,6 +109,7 @@ class TunedLens:
             about={
                 "training": asdict(training),
                 "epochs": list(trained.epochs),
+                "penalties": [p if math.isfinite(p) else None for p in trained.penalties],
                 "texts": dict(zip(names, trained.texts, strict=True)),
             },
             provenance=provenance_of(model, wiring.layout),
@@ -205,7 +209,7 @@ class TunedLens:
                 f"({provenance_of(model, shape).model}) needs {wanted}"
             )
         here = provenance_of(model, shape)
-        if (here.model, here.model_type) != (provenance.model, provenance.model_type):
+        if not same_name(here.model, provenance.model) or here.model_type != provenance.model_type:
             warnings.warn(
                 f"the lens in {path} was trained for {provenance.model}, and this model is {here.model}: where their "
                 "weights differ, it does not say what this model would say",

@@ -6,12 +6,19 @@ says at the end: the KL divergence from the model's own distribution, averaged o
 
 The map is trained in the stream's own units: it sees each channel centred and divided by its standard deviation, and
 what it adds is in units of the stream's size at that depth. Otherwise the few channels that are a thousand times
-larger than the others would decide how far a step goes. It begins at nothing, which is the logit lens, and each depth
-keeps the map that is best on text set apart for stopping; so it is never worse there than the logit lens.
+larger than the others would decide how far a step goes. It begins at the ridge regression of the last residual stream
+on that of its depth (see `closed_form`), whose penalty is chosen by divergence on text set apart for stopping. Nothing,
+which is the logit lens, is among the choices, and each depth keeps the map that is best on that text; so it is never
+worse there than the logit lens.
+
+The first token counts as the others do, though it is a hundred times longer in many models. Left out, its own reading
+falls apart, because no map has seen anything like it, and that of others gains next to nothing: it is about the same
+vector in every text, and takes no more than one direction of the regression.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp_toolkit.errors import LensError
+from interp_toolkit.lenses.closed_form import PENALTIES, gathered, held_together, precise
 from interp_toolkit.lenses.logit_lens import depth_sites
 from interp_toolkit.lenses.unembedding import Unembedding
 from interp_toolkit.model.run import run
@@ -29,6 +37,7 @@ from interp_toolkit.model.wiring import Wiring
 
 _KEPT = 2 << 30  # bytes of residual streams that are kept between epochs
 _AT_ONCE = 1 << 24  # logits that are held at once
+_CHOOSING = 256  # tokens at least, where there are so many, that choose among penalties
 _RATE_LOSS = 0.5  # the learning rate's factor after an epoch that did not help
 
 
@@ -37,7 +46,7 @@ class Training:
     """How a tuned lens is trained.
 
     Attributes:
-        epochs: how often the text is seen at most.
+        epochs: how often the text is seen at most; with 0, the maps are those of the closed form.
         learning_rate: of AdamW, for a stream of one channel; it is divided by the stream's width.
         weight_decay: towards the logit lens.
         batch_tokens: tokens of a step.
@@ -58,7 +67,9 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        whole = {"epochs": self.epochs, "batch_tokens": self.batch_tokens, "patience": self.patience}
+        if self.epochs < 0:
+            raise LensError(f"epochs are 0 or more, not {self.epochs}")
+        whole = {"batch_tokens": self.batch_tokens, "patience": self.patience}
         for name, value in whole.items():
             if value < 1:
                 raise LensError(f"{name} is at least 1, not {value}")
@@ -81,6 +92,7 @@ class Trained:
         kl: on the texts that judge, from what the model says to what the lens says, in nats, the mean over tokens.
         kl_plain: the same of the logit lens.
         epochs: how many epochs each depth was trained until its best.
+        penalties: of the ridge regression at which each depth began; infinite where it began as the logit lens.
         texts: how many texts trained, decided when to stop, and judged.
     """
 
@@ -89,6 +101,7 @@ class Trained:
     kl: Float[Tensor, "text depth"]
     kl_plain: Float[Tensor, "text depth"]
     epochs: tuple[int, ...]
+    penalties: tuple[float, ...]
     texts: tuple[int, int, int]
 
 
@@ -106,7 +119,9 @@ def train_maps(wiring: Wiring, texts: Sequence[Int[Tensor, " pos"]], training: T
     parts = _parts(texts, training)
     sources = [_Source(wiring, [texts[n] for n in part], training.length) for part in parts]
     trainer = _Trainer(wiring, sources, training)
-    trainer.train()
+    trainer.start()
+    if training.epochs:
+        trainer.train()
     weight, bias = trainer.folded()
     return Trained(
         weight=weight.cpu(),
@@ -114,6 +129,7 @@ def train_maps(wiring: Wiring, texts: Sequence[Int[Tensor, " pos"]], training: T
         kl=trainer.judge(trainer.best),
         kl_plain=trainer.judge(None),
         epochs=tuple(trainer.epochs),
+        penalties=tuple(trainer.penalties),
         texts=(len(parts[0]), len(parts[1]), len(parts[2])),
     )
 
@@ -162,6 +178,10 @@ class _Source:
             self._kept[piece], self._bytes = stream, self._bytes + size
         return stream
 
+    def streams(self) -> Iterator[Float[Tensor, "depth pos d_model"]]:
+        """The streams of all pieces, in order."""
+        return map(self.stream, range(len(self.pieces)))
+
     def batches(self, tokens: int, generator: torch.Generator) -> Iterator[Float[Tensor, "depth token d_model"]]:
         """All pieces in a new order, some at once."""
         held: list[Tensor] = []
@@ -204,9 +224,13 @@ class _Trainer:
     wiring: Wiring
     sources: list[_Source]
     training: Training
+    mean: Tensor = field(init=False)
+    spread: Tensor = field(init=False)
     maps: list[_Map] = field(default_factory=list)
     best: list[_Map] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
+    least: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
         self.unembedding = Unembedding(self.wiring)
@@ -219,20 +243,51 @@ class _Trainer:
         train, width = self.sources[0], self.wiring.layout.d_model
         device = train.stream(0).device
         total = squares = torch.zeros(())
-        for piece in range(len(train.pieces)):
-            x = train.stream(piece).cpu().double()
-            total, squares = total + x.sum(1), squares + x.square().sum(1)
+        for x in map(precise, train.streams()):
+            total, squares = total.to(x) + x.sum(1), squares.to(x) + x.square().sum(1)
         number = sum(map(len, train.pieces))
-        mean = total / number
-        spread = (squares / number - mean.square()).clamp_min(0.0).sqrt()
+        self.mean = total / number
+        spread = (squares / number - self.mean.square()).clamp_min(0.0).sqrt()
         # A channel that never varies is left alone.
-        spread = spread.clamp_min(1e-3 * spread.mean(-1, keepdim=True)).clamp_min(1e-12)
-        for depth in range(self.wiring.layout.num_layers):
-            units = (mean[depth], spread[depth], spread[depth].median())
+        self.spread = spread.clamp_min(1e-3 * spread.mean(-1, keepdim=True)).clamp_min(1e-12)
+        for depth in range(len(self.mean) - 1):
+            units = (self.mean[depth], self.spread[depth], self.spread[depth].median())
             made = _Map(*(x.float().to(device) for x in (torch.zeros(width, width), torch.zeros(width), *units)))
             self.maps.append(made)
             self.best.append(made.kept())
         self.epochs = [0] * len(self.maps)
+        self.penalties = [math.inf] * len(self.maps)
+
+    def start(self) -> None:
+        """For each depth the ridge regression that is best on the text for stopping, or nothing if that is better."""
+        judges, number = self.sources[1], len(self.maps)
+        some = max(1, sum(map(len, judges.pieces)) // _CHOOSING)
+        self.least = self._kl(judges, None).mean(0)
+        for depths in held_together(number, self.wiring.layout.d_model):
+            moments = gathered(self.sources[0].streams(), depths, self.mean, self.spread)
+            least, chosen = torch.full((number,), math.inf), list(self.maps)
+            for penalty in PENALTIES:
+                for depth, weight in zip(depths, moments.ridge(penalty), strict=True):
+                    self.maps[depth] = self._regressed(depth, weight)
+                now = self._kl(judges, self.maps, depths, every=some).mean(0)
+                for depth in depths:
+                    if now[depth] < least[depth]:
+                        least[depth], chosen[depth] = now[depth], self.maps[depth]
+                        self.penalties[depth] = penalty
+            now = self._kl(judges, chosen, depths).mean(0)
+            for depth in depths:
+                if now[depth] < self.least[depth]:
+                    self.least[depth], self.best[depth] = now[depth], chosen[depth]
+                else:
+                    self.penalties[depth] = math.inf
+        self.maps = [made.kept() for made in self.best]
+
+    def _regressed(self, depth: int, weight: Float[Tensor, "d_model d_model"]) -> _Map:
+        """A regression as a map, which works in units of the stream's size."""
+        old = self.maps[depth]
+        size = old.size.to(weight)
+        bias = (self.mean[-1] - self.mean[depth]).to(weight) / size
+        return _Map((weight / size).to(old.weight), bias.to(old.bias), old.mean, old.spread, old.size)
 
     def train(self) -> None:
         """Until no depth gets better."""
@@ -244,8 +299,7 @@ class _Trainer:
             optimizers.append(
                 torch.optim.AdamW([made.weight, made.bias], lr=rate, weight_decay=self.training.weight_decay)
             )
-        least = self._kl(self.sources[1], None).mean(0)
-        waited = [0] * len(self.maps)
+        least, waited = self.least, [0] * len(self.maps)
         for epoch in tqdm(range(self.training.epochs), desc="tuned lens", disable=None, leave=False, delay=2):
             live = [d for d, n in enumerate(waited) if n < self.training.patience]
             if not live:
@@ -308,18 +362,21 @@ class _Trainer:
         return kl
 
     @torch.no_grad()
-    def _kl(self, source: _Source, maps: list[_Map] | None, live: list[int] | None = None) -> Tensor:
-        """For each text and depth the mean over its tokens; without maps, that of the logit lens."""
+    def _kl(self, source: _Source, maps: list[_Map] | None, live: list[int] | None = None, *, every: int = 1) -> Tensor:
+        """For each text and depth the mean over its tokens, or some of them; without maps, that of the logit lens."""
         depths = range(len(self.maps)) if live is None else live
         sums, numbers = torch.zeros(source.number, len(self.maps)), torch.zeros(source.number, 1)
+        seen = 0
         for piece, text in enumerate(source.text_of):
-            stream = source.stream(piece)
+            whole = source.stream(piece)
+            stream = whole[:, (every // 2 - seen) % every :: every]
+            seen += whole.shape[1]
             numbers[text] += stream.shape[1]
             for some in self._split(stream):
                 target = self._shares(some[-1])
                 for together in self._together(depths, some.shape[1]):
                     sums[text, together] += self._divergence(target, some, maps, together).sum(-1).cpu()
-        return sums / numbers
+        return sums / numbers.clamp_min(1)
 
     def judge(self, maps: list[_Map] | None) -> Float[Tensor, "text depth"]:
         """The divergence on the texts that judge."""

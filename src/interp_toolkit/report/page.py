@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp_toolkit.report.words import story
@@ -43,12 +41,7 @@ def page_of(report: Report) -> Document:
         parts += [Heading("The circuit"), *_circuit(report)]
     parts += [Heading("What to keep in mind"), *map(Paragraph, (*report.notes, *_always(report)))]
     parts += [Heading("How this was made"), _made(report)]
-    return Document(title=f"Why does {_name(report.model)} say “{report.target.strip()}”?", parts=tuple(parts))
-
-
-def _name(model: str) -> str:
-    """A model's own name: without its folder, and without the checksum that the demo model's folder ends in."""
-    return re.sub("-[0-9a-f]{8}$", "", Path(model).name)
+    return Document(title=f"Why does {report.model} say “{report.target.strip()}”?", parts=tuple(parts))
 
 
 def _first(report: Report) -> str:
@@ -139,7 +132,7 @@ def _always(report: Report) -> list[str]:
 
 def _made(report: Report) -> Table:
     about = report.provenance
-    rows = [("model", _name(report.model)), ("revision", about.revision or "–"), ("precision", about.dtype)]
+    rows = [("model", report.model), ("revision", about.revision or "–"), ("precision", about.dtype)]
     rows += [(name, version) for name, version in about.versions.items()]
     rows += [(name, f"{seconds:.1f} s") for name, seconds in report.seconds.items()]
     return Table(title="Model, versions, and time taken", headers=("what", "value"), rows=rows)

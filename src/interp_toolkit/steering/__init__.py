@@ -2,6 +2,7 @@
 
 from interp_toolkit.steering.contrast import activation_norms, given_vector, probe_vector, steering_vector
 from interp_toolkit.steering.findings import Setting, SteeringSweep
+from interp_toolkit.steering.first_token import FirstToken, first_token
 from interp_toolkit.steering.operations import Gate, Predicting, steering_edits
 from interp_toolkit.steering.orthogonal import orthogonalise, orthogonalised
 from interp_toolkit.steering.steer import steer
@@ -10,6 +11,7 @@ from interp_toolkit.steering.trials import Question, Trials, ab_questions
 from interp_toolkit.steering.vector import SteeringVector
 
 __all__ = [
+    "FirstToken",
     "Gate",
     "Predicting",
     "Question",
@@ -19,6 +21,7 @@ __all__ = [
     "Trials",
     "ab_questions",
     "activation_norms",
+    "first_token",
     "given_vector",
     "orthogonalise",
     "orthogonalised",

@@ -196,8 +196,8 @@ class SteeringSweep:
         texts = ", ".join(f"{len(self.before[name])} for {_WORDS[name]}" for name in self.measures)
         lines = [
             (
-                f"Steering ({self.about}) at {len(self.layers)} layers with {len(self.coefficients)} strengths; texts: "
-                f"{texts}."
+                f"Steering ({self.about}) at {_counted(len(self.layers), 'layer')} with "
+                f"{_counted(len(self.coefficients), 'strength')}; texts: {texts}."
             )
         ]
         name = self._measure(None)
@@ -334,6 +334,10 @@ class SteeringSweep:
             x_name=self.unit,
             y_name=f"change of {_WORDS[name]}",
         )
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def _shown(found: Estimate, at: tuple[int, ...]) -> str:

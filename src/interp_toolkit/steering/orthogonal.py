@@ -9,6 +9,7 @@ weights are compared with the hooks on the model itself, and put back where they
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp_toolkit.errors import SteeringError
+from interp_toolkit.errors import InterpWarning, SteeringError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import run
 from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.verify import verified
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.steering.first_token import first_token_of, span_of
 from interp_toolkit.steering.operations import writers
 from interp_toolkit.steering.vector import SteeringVector
 
@@ -54,6 +56,10 @@ def orthogonalised(
     Yields:
         The model.
 
+    Warns:
+        InterpWarning: when the first token, whose activations are many times longer than others in most models, loses
+            so much along this direction that this alone does twice what all the rest does; see `first_token`.
+
     Raises:
         SteeringError: for a direction that is zero or does not fit; for models where it cannot be done by weights: a
             norm behind the projections, quantised or adapted weights, embeddings that are normed.
@@ -67,7 +73,8 @@ def orthogonalised(
         True
     """
     wiring = verified(model, layout)
-    basis = _basis(model, vector, wiring, layout)
+    basis = span_of(model, vector, wiring, layout)
+    _warn(wiring, basis, stacklevel=4)  # above are this generator and the context manager that runs it
     with _changed(wiring, basis):
         yield model
 
@@ -82,6 +89,9 @@ def orthogonalise(
         vector: see `orthogonalised`.
         layout: for a model class of your own.
 
+    Warns:
+        InterpWarning: see `orthogonalised`.
+
     Raises:
         SteeringError: see `orthogonalised`.
 
@@ -93,7 +103,8 @@ def orthogonalise(
         True
     """
     wiring = verified(model, layout)
-    basis = _basis(model, vector, wiring, layout)
+    basis = span_of(model, vector, wiring, layout)
+    _warn(wiring, basis, stacklevel=3)
     made = copy.deepcopy(model)
     own = verified(made, wiring.layout)
     with _changed(own, basis) as kept:
@@ -102,6 +113,21 @@ def orthogonalise(
     if config is not None and _tied(wiring):
         config.tie_word_embeddings = False
     return made
+
+
+def _warn(wiring: Wiring, basis: Tensor, stacklevel: int) -> None:
+    """Say so where weights without a direction do most of what they do at the first token, which they cannot spare."""
+    with torch.no_grad():
+        found = first_token_of(wiring, _trial_tokens(wiring), basis)
+    if found.dominates:
+        warnings.warn(
+            "without this direction, the weights change the model through its first token more than through all the "
+            f"others. {found.summary()} Measured on {_TRIAL} tokens; see first_token for texts of your own. Take the "
+            "first token's own direction out of the vector first, or use steer(..., operation='ablate', "
+            "layers='writers', positions=slice(1, None)), which leaves that token alone",
+            InterpWarning,
+            stacklevel=stacklevel,
+        )
 
 
 # --- which weights ------------------------------------------------------------------------------------------------
@@ -300,27 +326,6 @@ def _trial_tokens(wiring: Wiring) -> Tokens:
     size = int(max(len(p) for p in embeddings[:1]))
     ids = (torch.arange(_TRIAL) * max(1, size // (_TRIAL + 1)) % size)[None]
     return Tokens(ids=ids, mask=torch.ones_like(ids))
-
-
-def _basis(
-    model: nn.Module, vector: SteeringVector | Tensor, wiring: Wiring, layout: Layout | None
-) -> Float[Tensor, "direction d_model"]:
-    """An orthonormal basis of the span to take away, in float64."""
-    if isinstance(vector, SteeringVector):
-        vector.check(model, layout)
-        given = vector.direction
-    else:
-        given = vector
-    rows = given.detach().cpu().double()
-    rows = rows[None] if rows.ndim == 1 else rows
-    width = wiring.layout.d_model
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-        raise SteeringError(f"a direction has {width} entries, but shape {tuple(given.shape)} was given")
-    if not bool(rows.isfinite().all()) or bool((rows.norm(dim=-1) == 0).any()):
-        raise SteeringError("directions must be finite and not zero")
-    _, sizes, axes = torch.linalg.svd(rows / rows.norm(dim=-1, keepdim=True), full_matrices=False)
-    basis: Tensor = axes[sizes > 1e-9 * sizes[0]]
-    return basis
 
 
 __all__ = ["orthogonalise", "orthogonalised"]

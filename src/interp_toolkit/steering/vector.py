@@ -19,7 +19,7 @@ from interp_toolkit.activations.files import load_tensors, save_tensors
 from interp_toolkit.errors import FileFormatError, SteeringError
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.verify import verified
-from interp_toolkit.provenance import Provenance, provenance_of
+from interp_toolkit.provenance import Provenance, provenance_of, same_name
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 """Where one can steer: what has a vector of the residual stream's width in every block."""
@@ -313,17 +313,13 @@ def check_same_model(made: Provenance, found: Provenance, made_width: int, found
         raise SteeringError(
             f"the vector is for {made.model} with width {made_width}, but {found.model} has width {found_width}"
         )
-    if _own_name(made.model) != _own_name(found.model):
+    if not same_name(made.model, found.model):
         raise SteeringError(f"this vector was made for the model {made.model}, not for {found.model}; {way_out}")
     if made.layout != found.layout:
         raise SteeringError(
             f"this vector was made for a {made.model_type} model with layout {made.layout}, but {found.model} is a "
             f"{found.model_type} model with layout {found.layout}; {way_out}"
         )
-
-
-def _own_name(model: str) -> str:
-    return model.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -7,7 +7,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +93,6 @@ class Baseline(Score):
     def summary(self) -> str:
         """The report in words."""
         name = self.provenance.model
-        name = Path(name).name if Path(name).is_absolute() else name
         verb = "does" if self.does_it else "does not show"
         dropped = f" ({self.dropped} were dropped before)" if self.dropped else ""
         what = f"{self.split} split, {self.pairs} pairs, {self.prompts} distinct clean prompts{dropped}"
