@@ -213,3 +213,19 @@ def test_one_point_and_nothing_known_can_be_drawn() -> None:
     for found in (chart(Series(name="a", y=[0.5])), chart(Series(name="a", y=[NAN, NAN]))):
         assert found.to_svg().startswith("<svg")
         assert json.dumps(found.data(), allow_nan=False)
+
+
+def test_points_of_one_name_lie_side_by_side() -> None:
+    series = [Series(name=f"s{n}", y=[0.5, 0.5], low=[0.4, 0.4], high=[0.6, 0.6], joined=False) for n in range(4)]
+    chart = LineChart(x=["a rather long name", "b"], series=series, title="", x_name="", y_name="")
+    dots = [shape for shape in chart.picture().shapes if isinstance(shape, Dot)]
+    places = [dot.x for dot in dots]
+    assert len(set(places)) == 8
+    assert {
+        round(after - before, 6) for before, after in zip(sorted(places)[:4], sorted(places)[1:4], strict=False)
+    } == {12.0}
+    strokes = [shape.points[0][0] for shape in chart.picture().shapes if isinstance(shape, Line) and shape.width == 2]
+    assert set(places) <= set(strokes)
+    assert "a rather long name" in [label.text for label in chart.picture().labels]
+    one = LineChart(x=["a", "b"], series=series[:1], title="", x_name="", y_name="")
+    assert not one.beside

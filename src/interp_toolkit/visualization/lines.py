@@ -19,6 +19,7 @@ from interp_toolkit.visualization.view import View
 _WIDTH, _HEIGHT = 640, 320
 _MARGIN, _TITLE, _HEAD, _FOOT = 8, 26, 26, 44
 _APART = 15  # labels of series need this much height
+_BESIDE = 12  # pixels from point to point of one name, at most
 _NAME = 32
 _DASHES: tuple[tuple[int, ...], ...] = ((), (7, 3), (2, 3), (9, 3, 2, 3))
 
@@ -35,6 +36,7 @@ class Series:
         dashed: whether the line has gaps, as for baselines.
         grey: whether it stays in the background.
         joined: whether a line goes from point to point; otherwise each stands alone, with its interval as a stroke.
+            Where x are names and no series is joined, points of one name lie side by side.
     """
 
     name: str
@@ -161,6 +163,8 @@ class LineChart(View):
         first, last = self.places[0], self.places[-1]
         if first == last:
             return 0.5
+        if self.beside:
+            return (x - first + 0.5) / len(self.places)
         if self.log:
             return math.log(x / first) / math.log(last / first)
         return (x - first) / (last - first)
@@ -191,10 +195,11 @@ class LineChart(View):
             Label(x=frame.left - 8, y=frame.y(y) + 4, text=tick, anchor="end")
             for y, tick in zip(self.y_ticks, ticks, strict=True)
         ]
+        room = max(10, int(_WIDTH / len(self.places) / 7)) if self.categories else 10
         end = -math.inf
         for x, text in self.x_ticks(log=self.log):
             label = Label(
-                x=frame.x(self.share(x)), y=bottom + 18, text=shortened(text, 10), whole=text, anchor="middle"
+                x=frame.x(self.share(x)), y=bottom + 18, text=shortened(text, room), whole=text, anchor="middle"
             )
             half = label.right - label.x
             if label.x - half > end + 6:  # labels that would cover their neighbour are left out
@@ -252,7 +257,7 @@ class LineChart(View):
         bands: list[Shape] = []
         for number, series in enumerate(self.series):
             for run in _runs([series.ends(n) is not None for n in range(len(self.x))]):
-                known = [(self._x(frame, n), series.ends(n) or (0.0, 0.0)) for n in run]
+                known = [(self._x(frame, n, number), series.ends(n) or (0.0, 0.0)) for n in run]
                 upper = [(x, frame.y(high)) for x, (_, high) in known]
                 lower = [(x, frame.y(low)) for x, (low, _) in reversed(known)]
                 if len(run) == 1 or not series.joined:
@@ -265,7 +270,7 @@ class LineChart(View):
     def _lines(self, frame: _Frame) -> list[Shape]:
         return [
             Line(
-                points=[(self._x(frame, n), frame.y(series.y[n])) for n in run],
+                points=[(self._x(frame, n, number), frame.y(series.y[n])) for n in run],
                 colour=self.colour(number),
                 width=2,
                 dash=self.dash(number),
@@ -282,14 +287,23 @@ class LineChart(View):
             for n, y in enumerate(series.y):
                 if math.isfinite(y):
                     words = (series.name, f"{self.x_name} {self.x_text(n)}: {series.words(n)}".lstrip())
-                    x = self._x(frame, n)
+                    x = self._x(frame, n, number)
                     if (number, n) in self.marked:
                         dots.append(Dot(x=x, y=frame.y(y), radius=7, colour="ink", filled=False))
                     dots.append(Dot(x=x, y=frame.y(y), radius=radius, colour=self.colour(number), words=words))
         return dots
 
-    def _x(self, frame: _Frame, n: int) -> float:
-        return frame.x(self.share(self.places[n]))
+    @property
+    def beside(self) -> bool:
+        """Whether points of one name lie side by side, each series at a place of its own."""
+        return bool(self.categories) and len(self.series) > 1 and not any(series.joined for series in self.series)
+
+    def _x(self, frame: _Frame, n: int, number: int) -> float:
+        x = frame.x(self.share(self.places[n]))
+        if not self.beside:
+            return x
+        apart = min(_BESIDE, 0.7 * _WIDTH / len(self.places) / len(self.series))
+        return x + apart * (number - (len(self.series) - 1) / 2)
 
     def x_text(self, n: int) -> str:
         """What a point is called."""
@@ -314,6 +328,7 @@ class LineChart(View):
             "xName": visible(self.x_name),
             "yName": visible(self.y_name),
             "log": self.log,
+            "beside": self.beside,
             "xTicks": {
                 "linear": [[t, visible(text)] for t, text in self.x_ticks(log=False)],
                 "log": [[t, visible(text)] for t, text in self.x_ticks(log=True)] if loggable else None,

@@ -7,6 +7,7 @@ const HIGH = 340;
 const TOP = 26;
 const FOOT = 44;
 const APART = 15;
+const BESIDE = 12; // as in lines.py
 const INK = "12px system-ui, sans-serif";
 
 /** Brings a line chart to life. */
@@ -107,8 +108,18 @@ class Chart {
     const { x } = this.data;
     const [first, last] = [x[0], x[x.length - 1]];
     if (first === last) return this.left + this.wide / 2;
+    if (this.data.beside) return this.left + (this.wide * (value - first + 0.5)) / x.length;
     const share = this.log ? Math.log(value / first) / Math.log(last / first) : (value - first) / (last - first);
     return this.left + this.wide * share;
+  }
+
+  /** The place of a point: those of one name may lie side by side, in the order of the lines that are shown. */
+  #at(n, line) {
+    const x = this.#x(this.data.x[n]);
+    if (!this.data.beside) return x;
+    const shown = this.#shown().map((other) => other.n);
+    const apart = Math.min(BESIDE, (0.7 * this.wide) / this.data.x.length / shown.length);
+    return x + apart * (shown.indexOf(line.n) - (shown.length - 1) / 2);
   }
 
   #y(value) {
@@ -189,9 +200,8 @@ class Chart {
   }
 
   #band(line) {
-    const { x } = this.data;
     const runs = this.#runs(line, (n) => line.y[n] !== null && line.low[n] !== null && line.high[n] !== null);
-    const edge = (run, ends) => run.map((n) => `${this.#x(x[n])} ${this.#y(ends[n])}`).join("L");
+    const edge = (run, ends) => run.map((n) => `${this.#at(n, line)} ${this.#y(ends[n])}`).join("L");
     const alone = line.joined ? runs.filter((run) => run.length === 1) : runs.flat().map((n) => [n]);
     const area = (run) => `M${edge(run, line.high)}L${edge([...run].reverse(), line.low)}Z`;
     const areas = runs
@@ -210,7 +220,7 @@ class Chart {
 
   #line(line) {
     const runs = line.joined ? this.#runs(line, (n) => line.y[n] !== null) : [];
-    const place = (n) => `${this.#x(this.data.x[n])} ${this.#y(line.y[n])}`;
+    const place = (n) => `${this.#at(n, line)} ${this.#y(line.y[n])}`;
     const strokes = runs.map((run) => `M${run.map(place).join("L")}`).join("");
     return el("path", {
       class: "stroke",
@@ -224,11 +234,11 @@ class Chart {
     const radius = x.length <= 60 ? 3 : 1.5;
     const style = `fill: ${series(line.colour)}`;
     const dots = line.y.map((y, n) =>
-      y === null ? null : el("circle", { class: "dot", cx: this.#x(x[n]), cy: this.#y(y), r: radius, style }),
+      y === null ? null : el("circle", { class: "dot", cx: this.#at(n, line), cy: this.#y(y), r: radius, style }),
     );
     const rings = marked
       .filter(([n, at]) => n === line.n && line.y[at] !== null)
-      .map(([, at]) => el("circle", { class: "ring", cx: this.#x(x[at]), cy: this.#y(line.y[at]), r: 7 }));
+      .map(([, at]) => el("circle", { class: "ring", cx: this.#at(at, line), cy: this.#y(line.y[at]), r: 7 }));
     return [...dots.filter(Boolean), ...rings];
   }
 
@@ -333,7 +343,7 @@ class Chart {
       .filter((line) => line.y[point] !== null)
       .map((line) =>
         el("circle", {
-          cx: x,
+          cx: this.#at(point, line),
           cy: this.#y(line.y[point]),
           r: 5,
           style: `fill: ${series(line.colour)}; stroke: ${scheme().paper}; stroke-width: 1.5`,
