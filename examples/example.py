@@ -109,7 +109,7 @@ def interval(estimate: Estimate, *, digits: int = 2, signed: bool = True, share:
         raise ValueError(f"an interval is of one number, not of {estimate.mean.numel()}")
     mean, low, high = (float(x) for x in (estimate.mean, estimate.low, estimate.high))
     if share:
-        return f"{mean:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+        return f"{mean:z.0%} [{100 * low:z.0f}, {100 * high:z.0f}]"
     return f"{mean:{'+' if signed else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
