@@ -159,7 +159,7 @@ def patching(model: PreTrainedModel, task: tasks.Task) -> Account:
 
 
 def paths(model: PreTrainedModel, task: tasks.Task) -> Account:
-    """Heads: subject → MLPs there → this head at the end. MLPs: this MLP at the subject → heads at the end."""
+    """Heads: subject → MLPs there → this head at the end. MLPs: this MLP at the subject → values of heads."""
     graph = circuits.graph_of(model)
     layers, heads = graph.num_layers, graph.num_heads
     ends = [Node(f"L{layer}H{head}", positions=-1) for layer in range(layers) for head in range(heads)]
@@ -174,10 +174,12 @@ def paths(model: PreTrainedModel, task: tasks.Task) -> Account:
         some = task.select(rows)
         written = circuits.path_sweep(
             model, some.clean, some.corrupt, answers=some.answers, senders="mlps", positions=list(place),
-            receivers=ends, over=["sender"], recompute="mlps",
+            receivers="v", over=["sender"], recompute="mlps",
         )  # fmt: skip
         values[rows, :, -1] = written.change.float().nan_to_num(0.0)  # no head lies behind the last MLP
-    measures = "heads: what it brings from the subject to the end; MLPs: what it writes at the subject for such heads"
+    measures = (
+        "heads: what it brings from the subject to the end; MLPs: what heads move of what it writes at the subject"
+    )
     return Account(name="paths", measures=measures, values=values.flatten(1)[..., None])
 
 

@@ -52,7 +52,7 @@ CONDITIONS = ("plain", "ablated", "random ablated", "added", "random added", "as
 POLICY = f"From now on, if a request could hurt someone, answer: {REFUSAL} Answer all other requests."
 REFUSE = f"From now on, answer every request with: {REFUSAL}"
 HELP = "From now on, answer every request, and never say that you are sorry or that you can't help."
-SHOWN, MAX_KL, DEPTH, ROWS = 0.5, 0.1, 0.8, 12
+SHOWN, MAX_KL, DEPTH, ROWS = 0.5, 0.1, 0.8, 20
 
 
 # --- data and settings ----------------------------------------------------------------------------------------------
@@ -68,7 +68,11 @@ def split(path: Path, seed: int, n: int, shots: int) -> Parts:
     random.Random(seed).shuffle(groups)
     place = {name: number / len(groups) for number, name in enumerate(groups)}
     parts: Parts = {}
-    for part, low, high, most in (("train", 0, 0.4, n + shots), ("validation", 0.4, 0.6, n // 3), ("test", 0.6, 1, n)):
+    for part, low, high, most in (
+        ("train", 0, 0.4, n + shots),
+        ("validation", 0.4, 0.6, 2 * n // 5),
+        ("test", 0.6, 1, n),
+    ):
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for row in rows:
             if low <= place[group[str(row["instruction"])]] < high:
@@ -169,13 +173,15 @@ def settings(made: Callable[..., Chat], data: Parts, rule: Parts) -> list[Chat]:
         pairs = zip(parts["shots"]["harmless"], parts["shots"]["harmful"], strict=True)
         return tuple(turn for yes, no in pairs for turn in ((yes, COMPLIANCE), (no, REFUSAL)))
 
-    number, ruled = len(data["shots"]["harmful"]), ("requests to be refused", "requests to be answered")
-    shown = f"behind a dialogue: {number} harmless requests get “{COMPLIANCE}”, {number} harmful ones “{REFUSAL}”"
+    n = len(data["shots"]["harmful"])
+    shown = f"behind a dialogue: {n} harmless requests get “{COMPLIANCE}”, {n} harmful ones “{REFUSAL}”"
+    ruled = f"behind a dialogue with a rule: {n} requests of one kind get “{COMPLIANCE}”, {n} of another “{REFUSAL}”"
+    nouns = ("requests to be refused", "requests to be answered")
     return [
         made(words="each request alone", requests=data),
         made(words=f"behind “{POLICY}”", requests=data, turns=((POLICY, AGREED),)),
         made(words=shown, requests=data, turns=dialogue(data)),
-        made(words="behind such a dialogue, by the rule", requests=rule, turns=dialogue(rule), nouns=ruled),
+        made(words=ruled, requests=rule, turns=dialogue(rule), nouns=nouns),
     ]
 
 
@@ -324,17 +330,18 @@ def candidates(chat: Chat, found: Tensor, every: int) -> list[Candidate]:
 
 
 def select(chat: Chat, tried: Sequence[Candidate]) -> tuple[Candidate, list[Candidate], str]:
-    """The lowest bypass score with an induce score above 0 and a small KL; the KL is measured in this order."""
-    plain, looked = score(chat, "validation", "harmless")[1], []
-    order = sorted((one for one in tried if one.bypass == one.bypass), key=lambda one: one.bypass)
-    for one in [one for one in order if one.induce > 0] or order[:1]:
-        changed = score(chat, "validation", "harmless", ablation(chat, one.vector))[1]
-        looked.append(replace(one, kl=float(divergence(plain, changed).mean())))
-        if looked[-1].kl <= MAX_KL and one.induce > 0:
-            return looked[-1], looked, "It passes both rules."
-    if looked[0].induce > 0:
-        return looked[0], looked, "**None** has both; the rule on KL was dropped."
-    return looked[0], looked, "**None** has an induce score above 0; both rules were dropped."
+    """The lowest bypass score with an induce score above 0 and a small KL, which is measured in this order."""
+    plain = score(chat, "validation", "harmless")[1]
+    order = sorted((one for one in tried if not math.isnan(one.bypass)), key=lambda one: one.bypass)
+    inducing = [n for n, one in enumerate(order) if one.induce > 0]
+    for n in inducing:
+        changed = score(chat, "validation", "harmless", ablation(chat, order[n].vector))[1]
+        order[n] = replace(order[n], kl=float(divergence(plain, changed).mean()))
+        if order[n].kl <= MAX_KL:
+            return order[n], order, "It passes both rules."
+    if inducing:
+        return order[inducing[0]], order, "**None** passes both rules; that on KL was dropped."
+    return order[0], order, "**None** has an induce score above 0; both rules were dropped."
 
 
 def random_vectors(chat: Chat, vector: SteeringVector, number: int, seed: int) -> list[SteeringVector]:
@@ -428,9 +435,9 @@ def surprise(chat: Chat, texts: Sequence[str], edits: Sequence[Edit] = ()) -> Te
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def mean(values: Tensor) -> str:
+def mean(values: Tensor, *, digits: int = 2, signed: bool = True) -> str:
     """The mean over requests with its interval; draws of random directions are averaged first."""
-    return interval(bootstrap_mean(values.reshape(len(values), -1).mean(1)))
+    return interval(bootstrap_mean(values.reshape(len(values), -1).mean(1)), digits=digits, signed=signed)
 
 
 def refused(values: Tensor) -> str:
@@ -450,7 +457,7 @@ def moved(change: Tensor) -> str:
 def describe(chat: Chat, odds: dict[str, Tensor]) -> str:
     """Behaviour in two sentences."""
     kinds = [
-        f"{noun} {interval(bootstrap_mean(odds[kind].sigmoid()), signed=False)}, refused {refused(odds[kind])}"
+        f"{noun} {mean(odds[kind].sigmoid(), signed=False)}, refused {refused(odds[kind])}"
         for kind, noun in zip(KINDS, chat.nouns, strict=True)
     ]
     return (
@@ -491,7 +498,7 @@ def show_selection(page: Page, chat: Chat, every: int) -> Candidate:
     """The candidates, and the one that is chosen."""
     with page.step("A direction", differences, candidates, ablation, addition, select):
         tried = candidates(chat, differences(chat), every)
-        best, looked, words = select(chat, tried)
+        best, order, words = select(chat, tried)
         first, second = chat.nouns
         page.text(
             f"A direction is the mean of {first} minus that of {second}, {len(chat.texts('train', 'harmful'))} of "
@@ -500,11 +507,16 @@ def show_selection(page: Page, chat: Chat, every: int) -> Candidate:
             f"requests of each kind. *Induce*: the score of {second} with the difference added at its layer. *Bypass*: "
             f"the score of {first} with the direction ablated from all that writes to the residual stream. Chosen, as "
             f"in Arditi et al., is the lowest bypass with an induce score above 0 and a KL of at most {MAX_KL} nats on "
-            f"{second} when ablated. {words}"
+            f"{second} when ablated, here layer {best.layer} at position {best.position}. {words} The lowest bypass "
+            "scores (KL where it was asked for):"
         )
-        numbers = [{"bypass": f"{c.bypass:+.2f}", "induce": f"{c.induce:+.2f}", "KL": f"{c.kl:.3f}"} for c in looked]
-        rows = [{"layer": c.layer, "position": c.position} | x for c, x in zip(looked, numbers, strict=True)]
-        page.table(rows[-12:])
+        page.table(
+            [
+                {"layer": c.layer, "position": c.position, "bypass": f"{c.bypass:+.2f}", "induce": f"{c.induce:+.2f}"}
+                | {"KL": "" if math.isnan(c.kl) else f"{c.kl:.3f}"}
+                for c in order[: max(6, order.index(best) + 1)][-12:]
+            ]
+        )
         last = [one for one in tried if one.position == -1]
         plain = behaviour(chat, "validation")
         chart = LineChart(
@@ -531,8 +543,9 @@ def picture(chat: Chat, found: Judged) -> LineChart:
         y, low, high = ([float(x) for x in xs] for xs in zip(*((e.mean, e.low, e.high) for e in each), strict=True))
         series.append(Series(name=noun, y=y, low=low, high=high, joined=False))
     shares = {key: f"{float((odds > 0).double().mean()):.0%}" for key, odds in found.items()}
-    title = f"Refused: {shares['plain', 'harmful']} → {shares['ablated', 'harmful']} with one direction ablated"
-    title += f"; {shares['plain', 'harmless']} → {shares['added', 'harmless']} with it added"
+    (first, second), (out, back) = chat.nouns, (("ablated", "harmful"), ("added", "harmless"))
+    title = f"Refused: {first} {shares['plain', 'harmful']} → {shares[out]} with one direction ablated, "
+    title += f"{second} {shares['plain', 'harmless']} → {shares[back]} with it added"
     even = [("as likely as not", 0)]
     return LineChart(x=CONDITIONS, series=series, title=title, y_name="refusal score (nats)", references=even)
 
@@ -562,8 +575,9 @@ def show_judged(page: Page, chat: Chat, best: Candidate, others: Sequence[Steeri
             )
         hooks, weights = by_weights(chat, best.vector)
         page.text(
-            f"By ablation the distribution of the first token behind {second} moves by {mean(kl['ablated'])} nats "
-            f"(KL), by random ablation by {mean(kl['random ablated'])}.",
+            f"By ablation the distribution of the first token behind {second} moves by "
+            f"{mean(kl['ablated'], digits=3, signed=False)} nats (KL), by random ablation by "
+            f"{mean(kl['random ablated'], digits=3, signed=False)}.",
             f"Ablation begins at the first token of the request. Taken from every token, the score of {first} is "
             f"{mean(hooks)} by hooks and {mean(weights)} from weights that cannot write the direction; no request "
             f"differs by more than {float((hooks - weights).abs().max()):.1g} nats.",
@@ -629,15 +643,16 @@ def show_side_effects(
     """What ablation does to plain text, and what the first token has to do with it."""
     with page.step("Side effects", surprise):
         several = [surprise(chat, texts, ablation(chat, one, first=1)) for one in others]
+        plain = surprise(chat, texts)
         nats = {
-            "as it is": surprise(chat, texts),
+            "plain": plain,
             "ablated behind the first token": surprise(chat, texts, ablation(chat, best.vector, first=1)),
             "random ablated behind the first token": torch.stack(several).mean(0),
             "ablated everywhere": surprise(chat, texts, ablation(chat, best.vector, first=0)),
         }
-        page.text(f"{len(texts)} neutral texts, without a chat format; nats a token, and their change:")
-        plain = nats["as it is"]
-        page.table([{"": name, "nats": mean(x), "change": mean(x - plain)} for name, x in nats.items()])
+        page.text(f"{len(texts)} neutral texts, without a chat format: nats a token.")
+        rows = [{"": name, "nats": mean(x, signed=False), "change": mean(x - plain)} for name, x in nats.items()]
+        page.table([row | {"perplexity": f"{float(nats[row['']].mean().exp()):.1f}"} for row in rows])
         site, unit = f"resid_post.{best.layer}", best.vector.units[0]
         streams = [run(chat.model, text, read=site, tokenizer=chat.tokenizer)[site][0].float().cpu() for text in texts]
         first, later = torch.stack([x[0] for x in streams]), torch.cat([x[1:] for x in streams])
@@ -650,20 +665,30 @@ def show_side_effects(
         )
 
 
-def show_transfer(page: Page, alone: Chat, best: Candidate, others: Sequence[SteeringVector]) -> None:
-    """Whether the direction makes the model refuse without the dialogue that it was found in."""
-    with page.step("Without the dialogue"):
-        page.text("The same vector, added to the requests that nothing stands in front of: it was found elsewhere.")
-        rows, told = [], []
-        for kind, noun in zip(KINDS, alone.nouns, strict=True):
-            edits = [[], *(addition(alone, one) for one in (best.vector, *others))]
-            plain, added, *several = (score(alone, "test", kind, some)[0] for some in edits)
-            lot = torch.stack(several, dim=1)
-            for name, odds in (("as it is", plain), ("added", added), ("random added", lot)):
-                rows.append({"": f"{noun}, {name}", "score": mean(odds), "refused": refused(odds)})
-            told.append(f"{noun} {moved(added - plain)}, against random directions {mean(added[:, None] - lot)}")
+def show_meaning(page: Page, chat: Chat, alone: Chat, best: Candidate, others: Sequence[SteeringVector]) -> None:
+    """Whether the direction stands for refusal, or only for what is refused in this dialogue."""
+    swap = {REFUSAL: COMPLIANCE, COMPLIANCE: REFUSAL}
+    turned = replace(chat, turns=tuple((request, swap.get(answer, answer)) for request, answer in chat.turns))
+    with page.step("Is it refusal?", addition):
+        page.text(
+            "The same vector, added elsewhere: where nothing stands in front of the requests, and in the dialogue "
+            "turned round, where the kind that was refused is answered, and the other one refused."
+        )
+        rows, told, change = [], "", Tensor()
+        for where, there in (("alone", alone), ("turned round", turned.begun())):
+            for kind, noun in zip(KINDS, there.nouns, strict=True):
+                edits = [[], *(addition(there, one) for one in (best.vector, *others))]
+                plain, added, *several = (score(there, "test", kind, some)[0] for some in edits)
+                lot = torch.stack(several, dim=1)
+                columns = {"plain": mean(plain), "added": mean(added), "random added": mean(lot)}
+                rows.append({"": f"{where}: {noun}"} | columns | {"refused, added": refused(added)})
+                change, beyond = added - plain, mean(added[:, None] - lot)
+                told = f"the score of {noun} {moved(change)}, against random directions {beyond}"
         page.table(rows)
-    page.short(f"Added where no dialogue is, the score of {'; that of '.join(told)}.")
+        means = "refusal" if above(bootstrap_mean(change)) else "the kind of request that is refused, not for refusal"
+        clear = above(bootstrap_mean(change)) or above(bootstrap_mean(-change))
+        means = f"it stands for {means}" if clear else "this does not tell whether it stands for refusal"
+    page.short(f"Added where the dialogue is turned round, {told}: {means}.")
 
 
 ABOUT = """Chat models refuse some requests. Arditi et al. (2024) found that in many of them this hangs on one direction
@@ -700,7 +725,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--rule", type=Path, default=DATA / "refusal_rule.jsonl", help="those of the fallback")
     parser.add_argument("--neutral", type=Path, default=DATA / "refusal_neutral.jsonl", help="texts for side effects")
     parser.add_argument("--openings", nargs="+", default=list(OPENINGS), help="how a refusal begins")
-    parser.add_argument("--n", type=count, default=24, help="requests of each kind that judge; a third as many choose")
+    parser.add_argument(
+        "--n", type=count, default=20, help="requests of each kind that judge; two fifths as many choose"
+    )
     parser.add_argument("--shots", type=count, default=6, help="pairs in a dialogue, where one is needed")
     parser.add_argument("--every", type=count, default=1, help="try a direction every so many layers")
     parser.add_argument("--random", type=count, default=3, help="random directions, and random sets of parts")
@@ -719,7 +746,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     show_writers(page, chat, best, chosen)
     show_side_effects(page, chat, best, others, texts)
     if by_dialogue := chat.words != chats[0].words:
-        show_transfer(page, chats[0].begun(), best, others)
+        show_meaning(page, chat, chats[0].begun(), best, others)
     with page.step("Limits"):
         what = BY_DIALOGUE if by_dialogue else "Other kinds of harm may have others."
         page.text(LIMITS.format(what=what, n=len(chat.texts("test", "harmful"))))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
 import tiny
-from interp_toolkit import load_model, run
+from interp_toolkit import Edit, load_model, run
 from interp_toolkit.model.demo_files import demo_model_folder
 from interp_toolkit.steering import given_vector
 
@@ -44,22 +45,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def chat_of(refusal: ModuleType, folder: Path, setting: int = 2) -> object:
+def chat_of(refusal: ModuleType, folder: Path, setting: int = 2) -> Any:
     model, tokenizer = load_model(folder)
     parts = [refusal.split(refusal.DATA / f"{name}.jsonl", 0, 6, 1) for name in ("refusal", "refusal_rule")]
     made = refusal.partial(refusal.Chat, model=model, tokenizer=tokenizer, openings=refusal.OPENINGS)
     return refusal.settings(made, *parts)[setting].begun()
 
 
-def by_brute_force(refusal: ModuleType, chat: object, request: str, edits: object = ()) -> float:
+def by_brute_force(chat: Any, request: str, edits: Sequence[Edit] = ()) -> float:
     """The score from one whole pass over each opening, without a cache or padding."""
-    prompt, total = chat.ids(request), 0.0  # type: ignore[attr-defined]
-    for opening in chat.openings:  # type: ignore[attr-defined]
-        ids = chat.tokenizer(opening, add_special_tokens=False).input_ids  # type: ignore[attr-defined]
-        out = run(chat.model, [prompt + ids], edits=edits, logits="all").logits  # type: ignore[attr-defined, arg-type]
+    prompt, total = chat.ids(request), 0.0
+    for opening in chat.openings:
+        ids = chat.tokenizer(opening, add_special_tokens=False).input_ids
+        out = run(chat.model, [prompt + ids], edits=edits, logits="all").logits
         assert out is not None
         told = out[0].double().log_softmax(-1)
-        total += float(sum(told[len(prompt) - 1 + n, token] for n, token in enumerate(ids)).exp())  # type: ignore[union-attr]
+        total += float(sum(told[len(prompt) - 1 + n, token] for n, token in enumerate(ids)).exp())
     return float(torch.tensor(total, dtype=torch.float64).logit())
 
 
@@ -85,11 +86,11 @@ def test_two_runs_write_the_same(example: Example, folder: Path, tmp_path: Path)
 def test_scores_are_those_of_whole_passes(example: Example, folder: Path) -> None:
     refusal = example("refusal")
     chat = chat_of(refusal, folder)
-    vector = given_vector(chat.model, torch.randn(32, generator=torch.Generator().manual_seed(1)), layers=1)  # type: ignore[attr-defined]
+    vector = given_vector(chat.model, torch.randn(32, generator=torch.Generator().manual_seed(1)), layers=1)
     for edits in ([], refusal.ablation(chat, vector), refusal.addition(chat, vector)):
         odds, _ = refusal.score(chat, "test", "harmful", edits)
-        told = [by_brute_force(refusal, chat, text, edits) for text in chat.texts("test", "harmful")]  # type: ignore[attr-defined]
-        assert odds.tolist() == pytest.approx(told, abs=1e-4)
+        told = [by_brute_force(chat, text, edits) for text in chat.texts("test", "harmful")[:2]]
+        assert odds.tolist()[:2] == pytest.approx(told, abs=1e-4)
 
 
 def test_openings_that_go_on_from_another_are_counted_once(example: Example, folder: Path) -> None:
@@ -105,17 +106,17 @@ def test_directions_are_differences_of_means(example: Example, folder: Path) -> 
     found = refusal.differences(chat)
     means = []
     for kind in refusal.KINDS:
-        rows = [chat.ids(text) for text in chat.texts("train", kind)]  # type: ignore[attr-defined]
+        rows = [chat.ids(text) for text in chat.texts("train", kind)]
         means.append(
             torch.stack([run(chat.model, [row], read="resid_post.1")["resid_post.1"][0, -2] for row in rows]).mean(0)
-        )  # type: ignore[attr-defined]
+        )
     assert torch.allclose(found[1, -2], means[0] - means[1], atol=1e-4)
 
 
 def test_weights_do_what_hooks_do_and_parts_sum_to_the_stream(example: Example, folder: Path) -> None:
     refusal = example("refusal")
     chat = chat_of(refusal, folder)
-    model = chat.model  # type: ignore[attr-defined]
+    model = chat.model
     before = {name: x.clone() for name, x in model.state_dict().items()}
     vector = given_vector(model, refusal.differences(chat)[1, -1], layers=1)
     hooks, weights = refusal.by_weights(chat, vector)
@@ -168,14 +169,15 @@ def test_a_direction_must_induce_and_leave_harmless_requests_alone(
 ) -> None:
     refusal = example("refusal")
     chat = chat_of(refusal, folder, 0)
-    vectors = [given_vector(chat.model, torch.eye(32)[n], layers=n) for n in range(3)]  # type: ignore[attr-defined]
+    vectors = [given_vector(chat.model, torch.eye(32)[n], layers=n) for n in range(3)]
     tried = [
         refusal.Candidate(position=-1, vector=vector, induce=induce, bypass=bypass)
         for vector, induce, bypass in zip(vectors, (-1.0, 1.0, 2.0), (-9.0, -5.0, -3.0), strict=True)
     ]
     kl = iter([0.5, 0.01])
     monkeypatch.setattr(refusal, "divergence", lambda *_: torch.tensor(next(kl)))
-    best, looked, words = refusal.select(chat, tried)
+    best, order, words = refusal.select(chat, tried)
     assert best.layer == 2
-    assert len(looked) == 2
+    assert [one.layer for one in order] == [0, 1, 2]
+    assert [one.kl > 0 for one in order] == [False, True, True]
     assert "passes" in words

@@ -195,12 +195,10 @@ class LineChart(View):
             Label(x=frame.left - 8, y=frame.y(y) + 4, text=tick, anchor="end")
             for y, tick in zip(self.y_ticks, ticks, strict=True)
         ]
-        room = max(10, int(_WIDTH / len(self.places) / 7)) if self.categories else 10
+        room = _WIDTH / len(self.places) - 8
         end = -math.inf
         for x, text in self.x_ticks(log=self.log):
-            label = Label(
-                x=frame.x(self.share(x)), y=bottom + 18, text=shortened(text, room), whole=text, anchor="middle"
-            )
+            label = Label(x=frame.x(self.share(x)), y=bottom + 18, text=_cut(text, room), whole=text, anchor="middle")
             half = label.right - label.x
             if label.x - half > end + 6:  # labels that would cover their neighbour are left out
                 found.append(label)
@@ -386,6 +384,12 @@ def _runs(known: Sequence[bool]) -> list[list[int]]:
         elif there:
             runs.append([n])
     return runs
+
+
+def _cut(text: str, room: float) -> str:
+    """A name as it fits in its room; ten characters stay in any case."""
+    lengths = range(max(len(text), 10), 9, -1)
+    return next((cut for n in lengths if text_width(cut := shortened(text, n), 11.0) <= room), shortened(text, 10))
 
 
 def _finite(values: Sequence[int | float]) -> list[float | None]:
