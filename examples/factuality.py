@@ -276,7 +276,7 @@ def statements(known: Sequence[tasks.Task], seed: int) -> list[ProbeData]:
 def truth(model: PreTrainedModel, data: Sequence[ProbeData], seed: int) -> tuple[ProbeSweep, Transfer]:
     """Probes of truth at every layer, at the full stop, with their controls; and the best one on negations."""
     split = split_rows(data[0].labels, groups=data[0].groups, validation=0.2, test=0.4, seed=seed)
-    found = probe_sweep(model, data[0], split=split, seed=seed)
+    found = probe_sweep(model, data[0], split=split, control=data[0].groups, seed=seed)
     return found, transfer_matrix(model, data, layer=found.best.layer, C=found.best.C, test=0.4, seed=seed)
 
 
@@ -311,7 +311,9 @@ def traced(study: Study, traces: Mapping[str, circuits.Effects]) -> int | None:
     )
     study.page.picture(chart, f"Share of the answer that the stream behind a layer restores: {said}.", name="trace")
     best = [(part, row, at(traces[part], row)) for part in ("mlp", "attn") for row in ENDS]
-    parts = [f"{part} at the {row} {x.max():.0%} (layer {int(x.argmax())})" for part, row, x in best]
+    parts = [
+        f"{part.replace('mlp', 'MLP')} at the {row} {x.max():.0%} (layer {int(x.argmax())})" for part, row, x in best
+    ]
     study.page.text(f"To hold is to restore half or more. Most that one sublayer restores: {', '.join(parts)}.")
     study.page.short(f"- Tracing: {said}. Most that one sublayer restores: {', '.join(parts)}.")
     return there[1][0] if there[1] else None
@@ -383,8 +385,8 @@ def judged(study: Study, accounts: Sequence[Account], found: circuits.Circuit, g
     ends = ", ".join(f"{name} {share}" for name, share in rows[0].items() if name != "strongest")
     page.short(
         f"- On other facts, the circuit alone has faithfulness {verdict.faithfulness}, random ones of its size "
-        f"{verdict.random_faithfulness.value:.2f}. The strongest {rows[0]['strongest']} put together (without: {left}) "
-        f"restore {ends}."
+        f"{verdict.random_faithfulness.value:z.2f}. The strongest {rows[0]['strongest']} put together (without: "
+        f"{left}) restore {ends}."
     )
 
 

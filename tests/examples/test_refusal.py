@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -60,20 +61,24 @@ def by_brute_force(chat: Any, request: str, edits: Sequence[Edit] = ()) -> float
         out = run(chat.model, [prompt + ids], edits=edits, logits="all").logits
         assert out is not None
         told = out[0].double().log_softmax(-1)
-        total += float(sum(told[len(prompt) - 1 + n, token] for n, token in enumerate(ids)).exp())
+        total += math.exp(sum(float(told[len(prompt) - 1 + n, token]) for n, token in enumerate(ids)))
     return float(torch.tensor(total, dtype=torch.float64).logit())
 
 
-def test_a_model_that_does_not_refuse_is_said_not_to(example: Example, folder: Path, tmp_path: Path) -> None:
-    path = example("refusal").main(["--model", str(folder), "-o", str(tmp_path), *SMALL])
-    page = path.read_text(encoding="utf-8")
-    assert "Alone, the model does **not** refuse" in page
-    assert "**no clear refusal**" in page
-    assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".svg", ".html"}
-    assert "nan" not in page.split("<details")[0]
+def test_a_model_that_refuses_by_itself_needs_no_dialogue(
+    example: Example, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = example("refusal")
+    monkeypatch.setattr(refusal, "SHOWN", -2.0)
+    page = refusal.main(["--model", str(folder), "-o", str(tmp_path), *SMALL]).read_text(encoding="utf-8")
+    assert "the model refuses by itself" in page
+    assert "What is tried instead" not in page
+    assert "Is it refusal?" not in page
 
 
-def test_two_runs_write_the_same(example: Example, folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_refuse_is_said_not_to_and_two_runs_write_the_same(
+    example: Example, folder: Path, tmp_path: Path
+) -> None:
     written = []
     for name in ("one", "two"):
         path = example("refusal").main(["--model", str(folder), "-o", str(tmp_path / name), *SMALL])
@@ -81,13 +86,18 @@ def test_two_runs_write_the_same(example: Example, folder: Path, tmp_path: Path)
         files["refusal.md"] = files["refusal.md"].rpartition(b"It took")[0]
         written.append(files)
     assert written[0] == written[1]
+    page = written[0]["refusal.md"].decode()
+    assert "Alone, the model does **not** refuse" in page
+    assert "**no clear refusal**" in page
+    assert "nan" not in page.split("<details")[0]
 
 
 def test_scores_are_those_of_whole_passes(example: Example, folder: Path) -> None:
     refusal = example("refusal")
     chat = chat_of(refusal, folder)
     vector = given_vector(chat.model, torch.randn(32, generator=torch.Generator().manual_seed(1)), layers=1)
-    for edits in ([], refusal.ablation(chat, vector), refusal.addition(chat, vector)):
+    none: list[Edit] = []
+    for edits in (none, refusal.ablation(chat, vector), refusal.addition(chat, vector)):
         odds, _ = refusal.score(chat, "test", "harmful", edits)
         told = [by_brute_force(chat, text, edits) for text in chat.texts("test", "harmful")[:2]]
         assert odds.tolist()[:2] == pytest.approx(told, abs=1e-4)
