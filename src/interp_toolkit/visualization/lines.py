@@ -196,11 +196,13 @@ class LineChart(View):
             for y, tick in zip(self.y_ticks, ticks, strict=True)
         ]
         room = _WIDTH / len(self.places) - 8
+        ticks_x = [(x, _cut(text, room), text) for x, text in self.x_ticks(log=self.log)]
+        all_fit = bool(self.categories) and all(_across(cut) <= room for _, cut, _ in ticks_x)
         end = -math.inf
-        for x, text in self.x_ticks(log=self.log):
-            label = Label(x=frame.x(self.share(x)), y=bottom + 18, text=_cut(text, room), whole=text, anchor="middle")
+        for x, cut, text in ticks_x:
+            label = Label(x=frame.x(self.share(x)), y=bottom + 18, text=cut, whole=text, anchor="middle")
             half = label.right - label.x
-            if label.x - half > end + 6:  # labels that would cover their neighbour are left out
+            if all_fit or label.x - half > end + 6:  # labels that would cover their neighbour are left out
                 found.append(label)
                 end = label.right
         return [*found, Label(x=frame.left + _WIDTH / 2, y=bottom + 38, text=self.x_name, anchor="middle")]
@@ -389,7 +391,12 @@ def _runs(known: Sequence[bool]) -> list[list[int]]:
 def _cut(text: str, room: float) -> str:
     """A name as it fits in its room; ten characters stay in any case."""
     lengths = range(max(len(text), 10), 9, -1)
-    return next((cut for n in lengths if text_width(cut := shortened(text, n), 11.0) <= room), shortened(text, 10))
+    return next((cut for n in lengths if _across(cut := shortened(text, n)) <= room), shortened(text, 10))
+
+
+def _across(text: str) -> float:
+    """How many pixels a name takes, without the reserve that `text_width` keeps."""
+    return 0.87 * text_width(text, 11.0)
 
 
 def _finite(values: Sequence[int | float]) -> list[float | None]:
