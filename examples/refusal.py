@@ -200,27 +200,30 @@ def score(chat: Chat, part: str, kind: str, edits: Sequence[Edit] = ()) -> tuple
         For each request the log-odds of all openings together against everything else, in nats; and the
         log-probabilities of the first token.
     """
-    ids = [tuple(chat.tokenizer(text, add_special_tokens=False).input_ids) for text in dict.fromkeys(chat.openings)]
-    ids = [a for a in ids if not any(a[: len(b)] == b and a != b for b in ids)]  # none is counted twice
-    paths = sorted({a[:-1] for a in ids if len(a) > 1})
+    wanted = [tuple(chat.tokenizer(text, add_special_tokens=False).input_ids) for text in dict.fromkeys(chat.openings)]
+    wanted = [a for a in wanted if not any(a[: len(b)] == b and a != b for b in wanted)]  # none is counted twice
+    paths = sorted({a[:-1] for a in wanted if len(a) > 1})
     paths = [a for a in paths if not any(b[: len(a)] == a and a != b for b in paths)]
     odds: dict[int, Tensor] = {}
     first: dict[int, Tensor] = {}
     for some, given in chat.batches(part, kind):
-        mask, cache = given["attention_mask"].cpu(), given["past_key_values"]
+        ids, mask, cache = given["input_ids"].cpu(), given["attention_mask"].cpu(), given["past_key_values"]
+        after: dict[tuple[int, ...], Tensor] = {}  # the log-probabilities of what follows each beginning of an opening
         with editing(chat.model, edits):
-            last = chat.model(**given, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
-            after = {(): last}  # the log-probabilities of what follows each beginning of an opening
-            for path in paths:
-                forced = torch.tensor([path] * len(some))
-                longer = torch.cat([mask, torch.ones_like(forced)], dim=1)
-                logits = chat.model(**chat.given(forced, longer, cache)).logits.float().log_softmax(-1)
-                after |= {path[: n + 1]: logits[:, n] for n in range(len(path))}
-                cache.crop(-len(path))
-        told = [torch.stack([after[a[:n]][:, a[n]] for n in range(len(a))]).double().sum(0) for a in ids]
-        total = torch.stack(told).logsumexp(0).clamp(max=-1e-9)
-        odds |= dict(zip(some, (total - torch.log(-torch.expm1(total))).cpu(), strict=True))
-        first |= dict(zip(some, last.cpu(), strict=True))
+            for path in paths or [()]:  # the prompts go with the first, and are in the cache for the others
+                forced = torch.tensor([path] * len(some)).long()
+                tokens, real = torch.cat([ids, forced], dim=1), torch.cat([mask, torch.ones_like(forced)], dim=1)
+                out = chat.model(**chat.given(tokens, real, cache), logits_to_keep=len(path) + 1)
+                told = out.logits.float().log_softmax(-1).cpu()
+                from_where = 0 if ids.shape[1] else 1
+                after |= {path[:n]: told[:, n - len(path) - 1] for n in range(from_where, len(path) + 1)}
+                ids = ids[:, :0]
+                if path:
+                    cache.crop(-len(path))
+        whole = [torch.stack([after[a[:n]][:, a[n]] for n in range(len(a))]).double().sum(0) for a in wanted]
+        total = torch.stack(whole).logsumexp(0).clamp(max=-1e-9)
+        odds |= dict(zip(some, total - torch.log(-torch.expm1(total)), strict=True))
+        first |= dict(zip(some, after[()], strict=True))
     return torch.stack([odds[n] for n in sorted(odds)]), torch.stack([first[n] for n in sorted(first)])
 
 
