@@ -87,6 +87,7 @@ def test_the_worked_example_says_what_is_measured(tmp_path: Path, monkeypatch: p
     assert [100 * float(mlp[layer, 2]) for layer in (0, 4, 1, 6)] == pytest.approx([66, 37, 33, 26], abs=1.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_demo")
 def test_the_worked_example_of_probes_says_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -91,6 +91,7 @@ def test_prompts_that_do_not_line_up_are_shown(demo: Any) -> None:
         explain(model, "The Eiffel Tower is in", "Rome is in", tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_demo")
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "report.html"

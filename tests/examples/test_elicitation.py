@@ -117,7 +117,7 @@ def test_a_file_of_ones_own_runs_to_the_end_and_twice_to_the_same_bytes(
 
 
 def test_the_demo_answers_as_it_does_in_single_passes(example: Example, demo: Demo) -> None:
-    module = example("elicitation")
+    module, before = example("elicitation"), hooks(demo[0])  # Transformers may have left its own on a shared model
     chosen = Namespace(seed=0, shots=2, n=4, instruction=None, task=["past"], data=module.DATA / "elicitation.jsonl")
     lab = module.Lab(*demo, chosen)
     [task] = module.read_tasks(chosen)
@@ -127,7 +127,7 @@ def test_the_demo_answers_as_it_does_in_single_passes(example: Example, demo: De
     for kind, prompts in (("plain", module.plain(task.test)), ("examples", module.with_examples(lab, task, task.test))):
         by_one = [by_hand(lab, prompt, answer) for prompt, (_, answer) in zip(prompts, task.test, strict=True)]
         torch.testing.assert_close(found[kind], torch.tensor(by_one), atol=1e-3, rtol=1e-3)
-    assert hooks(demo[0]) == 0
+    assert hooks(demo[0]) == before
 
 
 def test_scores_are_those_of_single_passes_with_a_hook(example: Example, folder: Path) -> None:
