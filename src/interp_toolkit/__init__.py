@@ -18,7 +18,7 @@ from interp_toolkit.lazy import exports
 if TYPE_CHECKING:
     from interp_toolkit.activations import ActivationCache, Activations, ActivationStore, extract
     from interp_toolkit.circuits import activation_patch, patch_sweep
-    from interp_toolkit.model import Edit, Layout, Site, Span, editing, load_model, run, verify
+    from interp_toolkit.model import Edit, From, Layout, Site, Span, editing, load_model, run, verify
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ __getattr__ = exports(
     {
         "activations": ["ActivationCache", "ActivationStore", "Activations", "extract"],
         "circuits": ["activation_patch", "patch_sweep"],
-        "model": ["Edit", "Layout", "Site", "Span", "editing", "load_model", "run", "verify"],
+        "model": ["Edit", "From", "Layout", "Site", "Span", "editing", "load_model", "run", "verify"],
     },
     ["activations", "circuits", "lenses", "model", "probes", "report", "steering", "tasks", "visualization"],
 )
@@ -37,6 +37,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Edit",
+    "From",
     "InterpError",
     "InterpWarning",
     "Layout",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp_toolkit.errors import PositionError
-from interp_toolkit.model import Span, Tokens, encode, positions
+from interp_toolkit.model import From, Span, Tokens, encode, positions
 
 ROWS = [[5, 6, 7], [5, 6, 7, 8, 9]]
 LENGTHS = torch.tensor([3, 5])
@@ -36,6 +36,8 @@ CASES: list[tuple[Any, list[list[int]]]] = [
     (slice(1, None), [[1, 2], [1, 2, 3, 4]]),
     (slice(None, -1), [[0, 1], [0, 1, 2, 3]]),
     (slice(None, None, -2), [[0, 2], [0, 2, 4]]),
+    (From(1), [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]),
+    (From(4), [[4], [4, 5, 6]]),
     ([[0], [-1, 1]], [[0], [1, 4]]),
     ([[], [2]], [[], [2]]),
 ]
@@ -116,9 +118,14 @@ def test_what_are_no_positions_is_refused(spec: Any, words: str) -> None:
         positions(spec)
 
 
-@pytest.mark.parametrize("spec", [3, -4, [0, 3], [[0], [5]], [[3], [0]]])
+@pytest.mark.parametrize("spec", [3, -4, [0, 3], [[0], [5]], [[3], [0]], From(3)])
 def test_positions_outside_of_a_prompt_are_refused_with_its_tokens(spec: Any) -> None:
     with pytest.raises(
         PositionError, match=r"is outside of prompt \d, which has \d tokens \(0 to \d, or -\d to -1\): \['5', '6', '7'"
     ):
         positions(spec).bind(encode(ROWS))
+
+
+def test_tokens_from_one_on_count_from_the_beginning() -> None:
+    with pytest.raises(PositionError, match=r"From\(-1\) must count from the beginning: give 0 or more"):
+        From(-1)

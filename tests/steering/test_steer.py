@@ -14,19 +14,20 @@ from torch import Tensor
 from transformers import TextIteratorStreamer, TextStreamer, pipeline
 
 from interp_toolkit.errors import EditError, SiteError, SteeringError
-from interp_toolkit.model import Span, run
+from interp_toolkit.model import From, Span, run
 from interp_toolkit.steering import Gate, SteeringVector, given_vector, steer, steering_edits
 from steering.steered import NEW, at, generate, greedy, hooked, text_of, vector_of, word_tokenizer
 from tiny import model_of, padded, tokens
 
 FAMILIES = ["llama", "gpt2", "gemma2", "falcon", "bloom", "qwen3_moe"]
 PROMPT = tokens(1, 7, seed=3)
-WHERE: dict[str, slice] = {
+WHERE: dict[str | From, slice] = {
     "all": slice(None),
     "prompt": slice(0, 7),
     "generated": slice(7, None),
     "predicting": slice(6, None),
     "last": slice(6, 7),
+    From(2): slice(2, None),
 }
 
 
@@ -36,9 +37,9 @@ def adds(vector: SteeringVector, layer: int, coefficient: float) -> Callable[[Te
     return lambda x: (x.double() + value).to(x.dtype)
 
 
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("where", WHERE, ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_generation_is_that_of_a_hook_and_whole_passes(name: str, where: str) -> None:
+def test_generation_is_that_of_a_hook_and_whole_passes(name: str, where: str | From) -> None:
     model, vector = model_of(name), vector_of(name)
     expected = greedy(model, PROMPT, 1, at(WHERE[where], adds(vector, 1, 1.5)))
     for cached in (True, False):
@@ -55,9 +56,9 @@ def test_steering_in_these_tests_changes_what_is_generated(name: str) -> None:
     assert torch.equal(generate(model, PROMPT), plain)  # and nothing is left of it
 
 
-@pytest.mark.parametrize("where", ["all", "prompt", "generated", "predicting"])
+@pytest.mark.parametrize("where", ["all", "prompt", "generated", "predicting", From(2)], ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_of_a_left_padded_batch_are_steered_as_alone(name: str, where: str) -> None:
+def test_rows_of_a_left_padded_batch_are_steered_as_alone(name: str, where: str | From) -> None:
     model, vector = model_of(name), vector_of(name)
     ids, mask = padded([7, 4], "left", seed=2)
     found = []

@@ -3,7 +3,7 @@
 from interp_toolkit.model.demo import load_model
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.layout import Layout, layout_of
-from interp_toolkit.model.positions import Positions, Span, positions
+from interp_toolkit.model.positions import From, Positions, Span, positions
 from interp_toolkit.model.run import Run, editing, run
 from interp_toolkit.model.sites import COMPONENTS, Component, Site
 from interp_toolkit.model.tokens import Tokens, encode
@@ -14,6 +14,7 @@ __all__ = [
     "Component",
     "Edit",
     "Finding",
+    "From",
     "Layout",
     "Positions",
     "Run",

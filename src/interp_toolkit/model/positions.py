@@ -80,6 +80,38 @@ class Generated(Positions):
 
 
 @dataclass(frozen=True)
+class From(Positions):
+    """Every token from one on, of the prompt and of what is generated.
+
+    `From(1)` leaves the first token alone, whose activations are of another kind than all others in most models.
+    `slice(1, None)` is the same within a prompt, and ends with it.
+
+    Args:
+        first: position of the first one, counted from the beginning.
+
+    Raises:
+        PositionError: for a negative position, and for one behind a prompt that nothing follows.
+    """
+
+    first: int
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise PositionError(f"From({self.first}) must count from the beginning: give 0 or more")
+
+    def select(self, index: Int[Tensor, "batch pos"], length: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+        """See `Positions.select`."""
+        del length
+        return index >= self.first
+
+    def bind(self, tokens: Tokens, *, open_ended: bool = False) -> Positions:
+        """See `Positions.bind`."""
+        for row, length in enumerate(tokens.lengths.tolist()):
+            _check_range((self.first,), length, row, tokens, open_ended)
+        return self
+
+
+@dataclass(frozen=True)
 class At(Positions):
     """Given positions of every row; negative ones count from the end of the prompt.
 
@@ -216,7 +248,8 @@ def positions(spec: PositionsLike) -> Positions:
 
     Args:
         spec: `None` or `"all"`, `"last"`, `"prompt"`, `"generated"`, an integer, a slice, a list of integers, a list of
-            such lists (one a row), or `Positions`. For the tokens of a substring give `Span("Eiffel Tower")`.
+            such lists (one a row), or `Positions`. For the tokens of a substring give `Span("Eiffel Tower")`, for all
+            from one on, generated ones too, `From(1)`.
 
     Raises:
         PositionError: for anything else.
@@ -270,6 +303,7 @@ def _check_range(indices: Sequence[int], length: int, row: int, tokens: Tokens, 
 __all__ = [
     "At",
     "Everywhere",
+    "From",
     "Generated",
     "PerRow",
     "Positions",

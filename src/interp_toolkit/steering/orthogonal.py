@@ -124,7 +124,7 @@ def _warn(wiring: Wiring, basis: Tensor, stacklevel: int) -> None:
             "without this direction, the weights change the model through its first token more than through all the "
             f"others. {found.summary()} Measured on {_TRIAL} tokens; see first_token for texts of your own. Take the "
             "first token's own direction out of the vector first, or use steer(..., operation='ablate', "
-            "layers='writers', positions=slice(1, None)), which leaves that token alone",
+            "layers='writers', positions=From(1)), which leaves that token alone",
             InterpWarning,
             stacklevel=stacklevel,
         )
