@@ -84,7 +84,6 @@ def answers(plan: Plan) -> dict[int, Tensor]:
     """What a plan gives for each cell, each exactly once."""
     found: dict[int, Tensor] = {}
     for answer in plan.run():
-        assert answer.logits is not None
         assert len(answer.logits) == len(answer.cells)
         for row, number in enumerate(answer.cells):
             assert number not in found

@@ -234,7 +234,7 @@ def test_what_only_the_model_knows_is_one_line(cli: Command) -> None:
 
 def test_a_chat_template_that_is_missing_is_one_line(cli: Command, demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo[1], "chat_template", None)
-    refused(cli("steer", "demo", FILM, *CONTRAST, "--chat"), "--chat: the tokenizer of demo has no chat template")
+    refused(cli("steer", "demo", FILM, *CONTRAST, "--chat"), "has no chat format: take a model that was trained to")
 
 
 @pytest.mark.parametrize("command", ["steer", "ablate-direction"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp_toolkit import statistics
 from interp_toolkit.errors import MetricError
-from interp_toolkit.statistics import Estimate, bootstrap_mean, bootstrap_ratio, wilson
+from interp_toolkit.statistics import Estimate, bootstrap_mean, bootstrap_ratio, kl_divergence, spearman, wilson
 
 NAN = float("nan")
 
@@ -292,3 +292,34 @@ def test_no_cases_say_nothing_about_a_share() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 5)[0] == 0.0
     assert wilson(5, 5)[1] == 1.0
+
+
+def test_wilson_intervals_are_those_of_the_literature() -> None:
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson(1, 10)[0] < wilson(1.5, 10)[0] < wilson(2, 10)[0]  # an average of several runs
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def test_the_divergence_is_that_of_torch_and_knows_what_is_ruled_out() -> None:
+    logits = torch.randn(2, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before, after = logits.log_softmax(-1)
+    expected = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(kl_divergence(before, after), expected)
+    masked = logits.clone()
+    masked[..., 7] = -torch.inf  # ruled out before and after
+    before, after = masked.log_softmax(-1)
+    kept = [n for n in range(50) if n != 7]
+    torch.testing.assert_close(kl_divergence(before, after), kl_divergence(before[:, kept], after[:, kept]))
+    assert bool((kl_divergence(logits[0].log_softmax(-1), after) == torch.inf).all())  # only afterwards
+    assert bool(kl_divergence(before, torch.full_like(after, torch.nan)).isnan().all()), "a broken model is not at 0"
+
+
+def test_rank_correlations_are_those_of_scipy_with_ties_too() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    draw = torch.Generator().manual_seed(0)
+    first, second = torch.randint(6, (2, 4, 30), generator=draw).double()
+    expected = [scipy.spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(spearman(first, second), torch.tensor(expected, dtype=torch.float64))
+    assert bool(spearman(first, torch.ones_like(second)).isnan().all())

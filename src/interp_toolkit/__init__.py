@@ -29,7 +29,18 @@ __getattr__ = exports(
         "circuits": ["activation_patch", "patch_sweep"],
         "model": ["Edit", "From", "Layout", "Site", "Span", "editing", "load_model", "run", "verify"],
     },
-    ["activations", "circuits", "lenses", "model", "probes", "report", "steering", "tasks", "visualization"],
+    [
+        "activations",
+        "circuits",
+        "lenses",
+        "model",
+        "probes",
+        "report",
+        "statistics",
+        "steering",
+        "tasks",
+        "visualization",
+    ],
 )
 
 __all__ = [

@@ -1,5 +1,7 @@
 """How sure an average over prompts is: bootstrap intervals of many cells at once, and an interval for a share.
 
+Besides, two ways to compare: distributions of the next token, and orders.
+
 Prompts are what is drawn again, as it is from prompts to other prompts that a finding should carry over. Every cell
 sees the same draws.
 
@@ -44,6 +46,16 @@ class Estimate:
     high: Float[Tensor, "*cells"]
     n: int
     level: float
+
+    def at(self, *index: int) -> Estimate:
+        """Some of the cells, or one.
+
+        Example:
+            >>> bootstrap_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).at(1).mean
+            tensor(3.)
+        """
+        mean, error, low, high = (x[index] for x in (self.mean, self.standard_error, self.low, self.high))
+        return Estimate(mean=mean, standard_error=error, low=low, high=high, n=self.n, level=self.level)
 
 
 def bootstrap_mean(
@@ -169,11 +181,11 @@ def _quantile(drawn: Float[Tensor, "cells draws"], share: float) -> Float[Tensor
     return tail[:, first].lerp(tail[:, first + 1], place - first)
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int | float, n: int, level: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval for a share: usable with few cases and at 0% and 100% (Wilson 1927).
 
     Args:
-        successes: how many of the cases.
+        successes: how many of the cases; no whole number where several of them are averaged to one, which is careful.
         n: number of cases; with none, nothing is known and the interval is from 0 to 1.
         level: of the interval.
 
@@ -197,4 +209,46 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
 
 
-__all__ = ["Estimate", "bootstrap_mean", "bootstrap_ratio", "wilson"]
+def kl_divergence(
+    before: Float[Tensor, "*#axes vocab"], after: Float[Tensor, "*#axes vocab"]
+) -> Float[Tensor, "*#axes"]:
+    """KL(before ‖ after), in nats: how far a distribution over tokens is moved.
+
+    A token that was ruled out before adds nothing; one that is ruled out only afterwards makes it infinite.
+
+    Args:
+        before: log-probabilities.
+        after: those of the same tokens after a change.
+
+    Example:
+        >>> before = torch.tensor([0.5, 0.5, 0.0]).log()
+        >>> kl_divergence(before, torch.tensor([0.25, 0.5, 0.25]).log())
+        tensor(0.3466)
+    """
+    return torch.where(before == -torch.inf, 0.0, before.exp() * (before - after)).sum(-1)
+
+
+def spearman(first: Float[Tensor, "*rows n"], second: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
+    """Spearman's rank correlation, row by row; equal numbers share their mean rank.
+
+    NaN where all numbers of a row are the same.
+
+    Example:
+        >>> round(float(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0]))), 3)
+        1.0
+    """
+    ranks = [_centred_ranks(x) for x in (first, second)]
+    lengths = [x.norm(dim=-1) for x in ranks]
+    found: Tensor = (ranks[0] * ranks[1]).sum(-1) / (lengths[0] * lengths[1])
+    return found
+
+
+def _centred_ranks(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
+    """Twice the rank of each number in its row, less the mean."""
+    ordered = x.sort(-1).values.contiguous()
+    ranks = torch.searchsorted(ordered, x.contiguous()) + torch.searchsorted(ordered, x.contiguous(), right=True)
+    wide = ranks.to(torch.promote_types(x.dtype, torch.float32))
+    return wide - wide.mean(-1, keepdim=True)
+
+
+__all__ = ["Estimate", "bootstrap_mean", "bootstrap_ratio", "kl_divergence", "spearman", "wilson"]

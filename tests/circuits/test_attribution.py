@@ -137,7 +137,6 @@ def test_with_means_the_line_begins_at_the_mean_embedding() -> None:
     assert reference is not None
     mean = reference.mean("embed").expand(2, 9, -1)
     logits = run(model, CLEAN, edits=[Edit.set("embed", mean)], logits="last").logits
-    assert logits is not None
     gap = float((runs.clean - logit_difference(logits[:, -1], torch.tensor(ANSWERS))).mean())
     assert float(attribute(runs, "eap-ig", steps=32).values[0].sum()) == pytest.approx(gap, rel=0.02)
 

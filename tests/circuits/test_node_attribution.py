@@ -68,7 +68,6 @@ def scored(effects: Effects) -> Tensor:
 
 def difference(model: Any, ids: Tensor, edits: Sequence[Edit] = (), answers: Any = ANSWERS) -> Tensor:
     logits = run(model, ids, edits=edits, logits="last").logits
-    assert logits is not None
     target, foil = torch.tensor(answers).T
     rows = torch.arange(len(ids))
     return logits[rows, -1, target] - logits[rows, -1, foil]
@@ -319,7 +318,6 @@ def test_ablation_by_zero_and_by_means_is_the_product_with_the_slope(kind: str) 
     reference = Reference.gather(model, prompts, sites=["embed", "z", "mlp_out", site])
     names = [f"{site}.{layer}" for layer in range(3)]
     here = run(model, CLEAN, read=names, logits="last", grad=True)
-    assert here.logits is not None
     target, foil = torch.tensor(ANSWERS).T
     value = (here.logits[torch.arange(2), -1, target] - here.logits[torch.arange(2), -1, foil]).sum()
     slopes = torch.autograd.grad(value, [here[name] for name in names])

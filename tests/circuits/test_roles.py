@@ -69,7 +69,6 @@ def test_direct_effects_of_the_whole_stream_are_the_logit_difference(name: str) 
     pair = direct.rows(torch.tensor([7, 50]))
     rows = (pair[0] - pair[1]).expand(len(stream), 1, -1)
     slopes = direct.slopes(stream, rows)[:, 0]
-    assert found.logits is not None
     logits = found.logits.flatten(0, 1)
     # Beside what is linear in the stream there are the biases of norm and unembedding: the same at every position.
     rest = logits[:, 7] - logits[:, 50] - (slopes * stream).sum(-1)
@@ -278,7 +277,6 @@ def test_on_its_prompts_the_planted_induction_head_moves_the_answer() -> None:
     table = head_roles(circuit.model, pairs=pairs_of(circuit))
     assert sorted(named(table)["L1H1"]) == ["induction", "name mover"]
     logits = run(circuit.model, circuit.clean, logits="last").logits
-    assert logits is not None
     rows = torch.arange(len(circuit.clean))
     gap = logits[rows, -1, circuit.answers[:, 0]] - logits[rows, -1, circuit.answers[:, 1]]
     # Nothing else writes the answer, so that the head's direct effect is the whole difference.

@@ -42,7 +42,6 @@ def wide(name: str) -> Any:
 
 def last_logits(model: Any, ids: list[int], edits: list[Edit]) -> Tensor:
     logits = run(model, [ids], edits=edits, logits="last").logits
-    assert logits is not None
     return logits[0, -1]
 
 
@@ -150,7 +149,6 @@ def test_metrics_of_cells_are_those_of_their_logits(metric: str) -> None:
         read = run(model, [CLEAN[prompt]], read="attn_out.1", logits="last")
         edit = Edit.set("attn_out.1", read["attn_out.1"], positions=position)
         logits = last_logits(model, CORRUPT[prompt], [edit]).log_softmax(-1)
-        assert read.logits is not None
         clean = read.logits[0, -1].log_softmax(-1)
         target, foil = ANSWERS[prompt]
         wanted = {

@@ -175,13 +175,11 @@ def cell(
     clean = run(model, list(ids) if corruption else IDS, read=list(sites)) if sites else {}
     edits = [*corruption, *(Edit.set(site, clean[site], positions=list(columns)) for site in sites)]
     logits = run(model, list(ids), edits=edits, logits="last").logits
-    assert logits is not None
     return float(logits[0, -1].softmax(-1)[token])
 
 
 def best_of(name: str, ids: Sequence[int]) -> int:
     logits = run(model_of(name), list(ids), logits="last").logits
-    assert logits is not None
     return int(logits[0, -1].argmax())
 
 
@@ -426,10 +424,8 @@ def test_other_metrics_are_measured_too(metric: str) -> None:
     found = trace(answer=(target, target - 1), metric=metric, samples=1)
     value = noise_edits("llama", [IDS], [SUBJECT])[0][:1]
     read = run(model_of("llama"), IDS, read="resid_post.1", logits="last")
-    assert read.logits is not None
     edits = [*value, Edit.set("resid_post.1", read["resid_post.1"], positions=[3])]
     logits = run(model_of("llama"), IDS, edits=edits, logits="last").logits
-    assert logits is not None
     p, q = read.logits[0, -1].log_softmax(-1), logits[0, -1].log_softmax(-1)
     expected = {"logit_diff": q[target] - q[target - 1], "log_prob": q[target], "kl": (p.exp() * (p - q)).sum()}
     assert float(found.values[0, 1, 3]) == pytest.approx(float(expected[metric]), abs=1e-9)
@@ -453,7 +449,6 @@ def test_a_trace_comes_back_from_a_file(tmp_path: Path) -> None:
 def test_it_warns_where_the_corruption_does_no_harm() -> None:
     target = best_of("llama", IDS)
     logits = run(model_of("llama"), IDS, logits="last").logits
-    assert logits is not None
     worst = int(logits[0, -1].argmin())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

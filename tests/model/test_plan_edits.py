@@ -269,7 +269,7 @@ def test_readings_are_those_of_a_full_run_from_their_first_column_on(logits: Any
     ]
     brute, seen = Brute(model, bases), set()
     for answer in make_plan(model, bases, cells, read=READS, logits=logits, shortcuts=shortcuts).run():
-        assert (answer.logits is None) == (logits == [])
+        assert (answer.asked_logits is None) == (logits == [])
         for row, number in enumerate(answer.cells):
             seen.add(number)
             expected = brute.run(cells[number], read=READS, logits="last")
@@ -278,7 +278,7 @@ def test_readings_are_those_of_a_full_run_from_their_first_column_on(logits: Any
                 dim = site.axes.index("pos")
                 whole = expected[site].narrow(dim, answer.begin, LENGTH - answer.begin)
                 torch.testing.assert_close(found[row : row + 1], whole, atol=1e-4, rtol=1e-4)
-            if answer.logits is not None:
+            if answer.asked_logits is not None:
                 torch.testing.assert_close(answer.logits[row], expected.logits[0], atol=1e-4, rtol=1e-4)
     assert seen == set(range(len(cells)))
 

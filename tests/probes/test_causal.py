@@ -36,7 +36,6 @@ def unit(x: Tensor) -> Tensor:
 def alone(model: Any, n: int, edit: Edit | None) -> Tensor:
     """Next-token logits of one prompt in a run of its own."""
     logits = run(model, PROMPTS[n], edits=[] if edit is None else [edit], logits="last").logits
-    assert logits is not None
     return logits[0, -1].double()
 
 

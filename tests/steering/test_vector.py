@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from interp_toolkit.errors import FileFormatError, PositionError, SiteError, SteeringError
 from interp_toolkit.model import Span, run
 from interp_toolkit.probes import LinearProbe
-from interp_toolkit.steering import SteeringVector, activation_norms, given_vector, probe_vector, steering_vector
+from interp_toolkit.steering import (
+    SteeringVector,
+    activation_norms,
+    given_vector,
+    probe_vector,
+    random_vectors,
+    steering_vector,
+)
 from interp_toolkit.steering.vector import check_same_model
 from steering.steered import NEGATIVE, POSITIVE, text_of, vector_of, word_tokenizer
 from tiny import model_of, padded
@@ -239,3 +246,18 @@ def test_the_summary_says_what_it_is_and_how_long() -> None:
     assert "A direction by mean-difference for resid_post of layers 0-2 of LlamaForCausalLM, 32 wide." in words
     assert "% of activations there)" in words
     assert repr(vector_of("llama").at(0, 2)) == "SteeringVector(mean-difference, resid_post 0, 2, d_model=32)"
+
+
+def test_random_vectors_are_as_long_differ_and_come_again_with_their_seed() -> None:
+    vector = vector_of("llama")
+    drawn = random_vectors(vector, 3, seed=1)
+    for one in drawn:
+        torch.testing.assert_close(one.directions.norm(dim=-1), vector.directions.norm(dim=-1))
+        assert one.layers == vector.layers
+        assert one.method == "random"
+    cosines = torch.cosine_similarity(drawn[0].directions, drawn[1].directions, dim=-1)
+    assert float(cosines.abs().max()) < 0.9
+    again = random_vectors(vector, 2, seed=1)
+    assert all(torch.equal(a.directions, b.directions) for a, b in zip(drawn, again, strict=False))
+    with pytest.raises(SteeringError, match="0 random directions or more can be drawn, not -1"):
+        random_vectors(vector, -1)

@@ -37,7 +37,7 @@ def contrasted(model: nn.Module, pairs: Pairs, *, layout: Layout | None = None) 
     for number in range(len(pairs)):
         both = encode(torch.cat([pairs.clean[number].ids, pairs.corrupt[number].ids]))
         logits = run(model, both, logits="last", layout=layout).logits
-        last = torch.empty(0) if logits is None else logits[:, -1].float().log_softmax(-1).cpu()
+        last = logits[:, -1].float().log_softmax(-1).cpu()
         rise = last[0] - last[1]
         likely = (last.exp() >= _LIKELY).any(0)
         rise = torch.where(likely, rise, 0.0)

@@ -226,7 +226,7 @@ def _best_others(
         batch = encode(torch.cat([prompts[n].ids for n in numbers]))
         logits = run(model, batch, logits="last", layout=layout).logits
         for row, number in enumerate(numbers):
-            last: Tensor = torch.empty(0) if logits is None else logits[row, -1].float()
+            last: Tensor = logits[row, -1].float()
             last[list(targets[number])] = -torch.inf
             found.append((number, int(last.argmax())))
     return found

@@ -122,9 +122,8 @@ def measure(plan: Plan, pairs: Pairs, numbers: Sequence[int], metric: Metric) ->
     clean, corrupt = torch.stack(sides).unbind(1)
     cells = torch.full((len(plan.schedule.cells),), torch.nan, dtype=clean.dtype)
     for answer in runs:
-        if answer.logits is not None:
-            found = metric.measure(answer.logits[:, -1], questions[answer.base // 2])
-            cells[list(answer.cells)] = found.to(cells)
+        found = metric.measure(answer.logits[:, -1], questions[answer.base // 2])
+        cells[list(answer.cells)] = found.to(cells)
     return Measured(cells=cells, clean=clean, corrupt=corrupt, cost=plan.cost)
 
 

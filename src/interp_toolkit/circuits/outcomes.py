@@ -149,10 +149,9 @@ def grade(plan: Plan, prompts: Pairs, numbers: Sequence[int], outcomes: Sequence
     clean = torch.stack([grader.clean(outcomes) for grader in graders], dim=1)
     cells = torch.full((len(outcomes), len(plan.schedule.cells)), torch.nan, dtype=clean.dtype)
     for answer in runs:
-        if answer.logits is not None:
-            grader = graders[answer.base]
-            for n, outcome in enumerate(outcomes):
-                cells[n, list(answer.cells)] = grader.values(outcome, answer.logits).to(cells)
+        grader = graders[answer.base]
+        for n, outcome in enumerate(outcomes):
+            cells[n, list(answer.cells)] = grader.values(outcome, answer.logits).to(cells)
     return Graded(cells=cells, clean=clean, wrong=tuple(g.number for g in graders if not g.answered))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp_toolkit.errors import AlignmentError, InterpWarning, RunError, TokenError
+from interp_toolkit.errors import AlignmentError, InterpWarning, TokenError
 from interp_toolkit.model.edits import Edit
 from interp_toolkit.model.layout import Layout
 from interp_toolkit.model.run import run
@@ -115,10 +115,7 @@ def prepare_pair(
 
 def last_logits(model: nn.Module, tokens: Tokens, layout: Layout | None, *edits: Edit) -> Float[Tensor, " vocab"]:
     """The logits at the last position of one prompt, in float32 on the CPU."""
-    logits = run(model, tokens, edits=edits, logits="last", layout=layout).logits
-    if logits is None:
-        raise RunError("the run returned no logits")
-    return logits[0, -1].float().cpu()
+    return run(model, tokens, edits=edits, logits="last", layout=layout).logits[0, -1].float().cpu()
 
 
 def _one(inputs: Inputs, name: str, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:

@@ -300,7 +300,7 @@ class CircuitRuns:
                 for prompts in (self.pairs.clean, self.pairs.corrupt):
                     ids = encode(torch.cat([prompts[n].ids for n in numbers]))
                     logits = run(self.model, ids, logits="last", layout=self.wiring.layout).logits
-                    sides.append(torch.empty(0) if logits is None else logits[:, -1])
+                    sides.append(logits[:, -1])
                 for row, number in enumerate(numbers):
                     wide = [side[row].to(self.stream.dtype) for side in sides]
                     question = question_of(self.pairs, number, *wide)

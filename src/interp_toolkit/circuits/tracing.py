@@ -176,10 +176,8 @@ class Trace:
         ends = torch.cat([self._base(runs, base, question) for base, question in enumerate(questions)])
         values = torch.full((len(plan.schedule.cells),), torch.nan, dtype=ends.dtype)
         for answer in runs:
-            if answer.logits is not None:
-                values[list(answer.cells)] = self.metric.measure(answer.logits[:, -1], questions[answer.base]).to(
-                    values
-                )
+            measured = self.metric.measure(answer.logits[:, -1], questions[answer.base])
+            values[list(answer.cells)] = measured.to(values)
         sizes = [len(self.corrupted[n]) * len(self.windows) * len(self._groups(n)) for n in numbers]
         found = []
         for number, start, mine in zip(numbers, self._starts(numbers), values.split(sizes), strict=True):

@@ -268,20 +268,12 @@ def vector_of(
 
 def prompts_of(arguments: argparse.Namespace, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of texts, as they are or in the model's chat format."""
-    from interp_toolkit.model import encode
+    from interp_toolkit.model import chat, encode
 
-    if not arguments.chat:
-        tokens = encode(texts, tokenizer=tokenizer)
-        return [tokens.row(n) for n in range(len(texts))]
-    if not tokenizer.chat_template:
-        raise SteeringError(f"--chat: the tokenizer of {arguments.model} has no chat template")
-    encodings: list[Any] = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        for text in texts
-    ]
-    return [list(encoding["input_ids"]) for encoding in encodings]
+    if arguments.chat:
+        return [chat(text, tokenizer=tokenizer).row() for text in texts]
+    tokens = encode(texts, tokenizer=tokenizer)
+    return [tokens.row(n) for n in range(len(texts))]
 
 
 def continuation(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:

@@ -124,7 +124,6 @@ def _surprise(model: PreTrainedModel, prompt: list[int], new: list[int]) -> floa
     from interp_toolkit.model import run
 
     logits = run(model, [*prompt, *new], logits="all").logits
-    assert logits is not None
     shares = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
     return -float(shares[range(len(new)), new].mean())
 

@@ -199,8 +199,6 @@ class _Parting:
 
     def _given(self) -> Float[Tensor, "pos vocab"]:
         """The model's logits."""
-        if self.read.logits is None:
-            raise LensError("the model gave no logits")
         return self.read.logits[0].to(self.dtype)
 
     def _end(self) -> Float[Tensor, "pos d_model"]:

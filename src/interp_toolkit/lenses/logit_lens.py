@@ -23,6 +23,7 @@ from interp_toolkit.model.run import run
 from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Inputs, token_string
 from interp_toolkit.provenance import Provenance, provenance_of
+from interp_toolkit.statistics import kl_divergence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,8 +235,8 @@ def _kept(logits: Tensor, shares: Tensor, final: Tensor, ids: tuple[int, ...], t
     kept = {
         "top_ids": best.indices,
         "top_probabilities": best.values.exp(),
-        "entropy": -(shares.exp() * shares).nan_to_num(0.0).sum(-1),
-        "kl": (final.exp() * (final - shares)).nan_to_num(0.0).sum(-1),
+        "entropy": torch.special.entr(shares.exp()).sum(-1),
+        "kl": kl_divergence(final, shares),
     }
     if ids:
         target = logits[..., ids[0]]

@@ -34,6 +34,7 @@ from interp_toolkit.lenses.unembedding import Unembedding
 from interp_toolkit.model.run import run
 from interp_toolkit.model.tokens import Tokens
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.statistics import kl_divergence
 
 _KEPT = 2 << 30  # bytes of residual streams that are kept between epochs
 _AT_ONCE = 1 << 24  # logits that are held at once
@@ -358,8 +359,7 @@ class _Trainer:
         plain = [stream[depth].float() for depth in depths]
         moved = plain if maps is None else [maps[depth](x) for depth, x in zip(depths, plain, strict=True)]
         found = self._shares(torch.cat(moved), grad=grad).unflatten(0, (len(depths), -1))
-        kl: Tensor = (target.exp() * (target - found)).nan_to_num(0.0).sum(-1)
-        return kl
+        return kl_divergence(target, found)
 
     @torch.no_grad()
     def _kl(self, source: _Source, maps: list[_Map] | None, live: list[int] | None = None, *, every: int = 1) -> Tensor:

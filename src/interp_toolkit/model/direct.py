@@ -90,7 +90,7 @@ class Direct:
     def _behind(self, stream: Float[Tensor, "n d_model"], found: Run) -> tuple[float, bool]:
         """By what logits are multiplied behind the unembedding, and whether they are changed otherwise."""
         plain = self._unembed(stream if self._norm is None else self._norm(stream)).to(self.dtype)
-        logits = plain if found.logits is None else found.logits[:, -1].to(self.dtype)
+        logits = plain if found.asked_logits is None else found.asked_logits[:, -1].to(self.dtype)
         factor = float((plain * logits).sum() / (plain * plain).sum().clamp_min(1e-30))
         off = _FACTOR_OFF.get(stream.dtype, _OFF)
         capped = bool((factor * plain - logits).norm() > off * logits.norm())

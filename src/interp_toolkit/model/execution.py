@@ -250,7 +250,7 @@ class Execution:
             by_base.setdefault(self.schedule.cells[number].base, []).append(number)
         for base, numbers in by_base.items():
             logits = self.base_logits(base, None if self.task.vocab is None else self.task.vocab[base])
-            yield Answer(base=base, cells=tuple(numbers), logits=logits.expand(len(numbers), -1, -1))
+            yield Answer(base=base, cells=tuple(numbers), asked_logits=logits.expand(len(numbers), -1, -1))
 
     def _answers(
         self, jobs: Sequence[Work], start: int, outputs: Tensor | None, readings: dict[Key, Tensor]
@@ -266,7 +266,7 @@ class Execution:
                 logits = self._logits(part, None if self.task.vocab is None else self.task.vocab[base])
             parts = {Site(*key): x if len(by_base) == 1 else x[rows] for key, x in readings.items()}
             cells = tuple(jobs[row].cell for row in rows)
-            found.append(Answer(base=base, cells=cells, logits=logits, readings=parts, begin=start))
+            found.append(Answer(base=base, cells=cells, asked_logits=logits, readings=parts, begin=start))
         return found
 
     def _with_earlier(self, outputs: Tensor, base: int, start: int) -> Tensor:

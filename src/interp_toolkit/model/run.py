@@ -37,15 +37,26 @@ class Run(Mapping[Site, Tensor]):
 
     Attributes:
         readings: each site read, in the order of the forward pass.
-        logits: the logits at the asked positions, `[batch, pos, vocab]`, or None.
+        asked_logits: the logits at the asked positions, or None where none were asked for.
         tokens: what was run.
         num_layers: of the model.
     """
 
     readings: dict[Site, Tensor]
-    logits: Float[Tensor, "batch pos vocab"] | None
+    asked_logits: Float[Tensor, "batch pos vocab"] | None
     tokens: Tokens
     num_layers: int
+
+    @property
+    def logits(self) -> Float[Tensor, "batch pos vocab"]:
+        """The logits at the asked positions.
+
+        Raises:
+            RunError: when none were asked for.
+        """
+        if self.asked_logits is None:
+            raise RunError("no logits were asked for: give logits='last' or logits='all' to run")
+        return self.asked_logits
 
     def __getitem__(self, site: Site | str) -> Tensor:
         """A reading, by site or by name; a head or neuron is cut out of its site.
@@ -168,7 +179,7 @@ def run(
         found = found.gather(1, at.to(found.device)[:, :, None].expand(-1, -1, found.shape[-1]))
     return Run(
         readings={site: session.readings[(site.component, site.layer)][0] for site in reads},
-        logits=found if found is None or grad else found.detach(),
+        asked_logits=found if found is None or grad else found.detach(),
         tokens=tokens,
         num_layers=wiring.layout.num_layers,
     )

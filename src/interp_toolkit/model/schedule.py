@@ -29,16 +29,27 @@ class Answer:
     Attributes:
         base: number of the base run.
         cells: numbers of the cells, in the order of the rows.
-        logits: at the asked positions, of the asked tokens or of all; None where no logits were asked for.
+        asked_logits: at the asked positions, of the asked tokens or of all; None where no logits were asked for.
         readings: what was read, from column `begin` on.
         begin: the first column of the readings; before it a cell equals its base.
     """
 
     base: int
     cells: tuple[int, ...]
-    logits: Float[Tensor, "cell pos vocab"] | None
+    asked_logits: Float[Tensor, "cell pos vocab"] | None
     readings: Mapping[Site, Tensor] = field(default_factory=dict)
     begin: int = 0
+
+    @property
+    def logits(self) -> Float[Tensor, "cell pos vocab"]:
+        """The logits at the asked positions.
+
+        Raises:
+            RunError: when none were asked for.
+        """
+        if self.asked_logits is None:
+            raise RunError("no logits were asked for")
+        return self.asked_logits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ def encode(
         case Tokens():
             return inputs
         case str():
-            return _from_texts([inputs], tokenizer, side, single=True)
+            return encode_texts([inputs], tokenizer, side, single=True)
         case Tensor():
             return _from_tensor(inputs, None, tokenizer)
         case np.ndarray():
@@ -162,7 +162,7 @@ def _from_sequence(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, side:
     if not isinstance(inputs, Sequence) or not inputs:
         raise TokenError(f"expected text, token ids or an encoding, not {type(inputs).__name__} {inputs!r}")
     if all(isinstance(item, str) for item in inputs):
-        return _from_texts([str(item) for item in inputs], tokenizer, side, single=False)
+        return encode_texts([str(item) for item in inputs], tokenizer, side, single=False)
     if all(isinstance(item, Integral) and not isinstance(item, bool) for item in inputs):
         return _from_rows([_ids(inputs)], tokenizer, side, single=True)
     return _from_rows([_ids(row) for row in inputs], tokenizer, side, single=False)
@@ -179,12 +179,31 @@ def _ids(row: Any) -> list[int]:
     return [int(i) for i in row]
 
 
-def _from_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase | None, side: str, *, single: bool) -> Tokens:
+def encode_texts(
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    side: str = "left",
+    *,
+    single: bool,
+    special: bool = True,
+) -> Tokens:
+    """Tokens of texts, with where each lies in its text.
+
+    Args:
+        texts: the prompts.
+        tokenizer: makes tokens of them.
+        side: where shorter prompts are padded.
+        single: whether one prompt is meant, not a batch.
+        special: whether the tokenizer adds its start token and the like; not, where the text has them.
+
+    Raises:
+        TokenError: without a tokenizer, for an empty prompt, or for a doubled start token.
+    """
     if tokenizer is None:
         raise TokenError("text was given, but no tokenizer: pass tokenizer= or token ids")
     rows, spans = [], []
     for text in texts:
-        encoding = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
+        encoding = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, add_special_tokens=special)
         ids = list(encoding["input_ids"])
         start = tokenizer.bos_token_id
         if start is not None and ids[:2] == [start, start]:

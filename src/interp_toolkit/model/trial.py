@@ -112,16 +112,14 @@ class _Trial:
         return self._logits(batch, edits=edits)[:, -1]
 
     def _logits(self, tokens: Tokens, edits: Sequence[Edit] = ()) -> Tensor:
-        found = run(self.wiring.model, tokens, edits=edits, logits="all", layout=self.wiring.layout).logits
-        return torch.empty(0) if found is None else found
+        return run(self.wiring.model, tokens, edits=edits, logits="all", layout=self.wiring.layout).logits
 
     def failure(self, shortcuts: Shortcuts) -> str | None:
         """Why these shortcuts do not hold, or None if they do."""
         found = torch.full_like(self.expected, float("nan"))
         try:
             for answer in Execution(Schedule(self.wiring, task_of(self.bases, self.cells), shortcuts, None)):
-                if answer.logits is not None:
-                    found[list(answer.cells)] = answer.logits[:, -1]
+                found[list(answer.cells)] = answer.logits[:, -1]
         except REFUSALS as error:
             return f"{type(error).__name__}: {error}".splitlines()[0][:200]
         wide = [x.to("cpu", torch.float64) for x in (found, self.expected)]

@@ -28,6 +28,7 @@ from interp_toolkit.model.tokens import Inputs, Tokens, answer_token, encode, is
 from interp_toolkit.model.verify import verified
 from interp_toolkit.probes.effects import AmnesicEffect, DirectionEffect
 from interp_toolkit.probes.erasure import Eraser, one_direction, projection, random_directions
+from interp_toolkit.statistics import kl_divergence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -277,7 +278,6 @@ class _Setting:
             before += [_measured(measure, n, logits, logits) for n, logits in zip(numbers, unchanged, strict=True)]
             some = torch.full((len(cells), before[0].shape[-1]), torch.nan, dtype=torch.float64)
             for answer in runs:
-                assert answer.logits is not None
                 n, base = numbers[answer.base], unchanged[answer.base]
                 some[list(answer.cells)] = _measured(measure, n, answer.logits[:, -1], base)
             after.append(some.reshape(len(bases), len(edits), -1))
@@ -289,8 +289,7 @@ def _measured(measure: Callable[[int, Tensor], list[Tensor]], n: int, logits: Te
     found = []
     for part in logits.split(max(1, _AT_ONCE // logits.shape[-1])):
         wide = part.cpu().double()
-        p, q = unchanged.cpu().double().log_softmax(-1), wide.log_softmax(-1)
-        kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
+        kl = kl_divergence(unchanged.cpu().double().log_softmax(-1), wide.log_softmax(-1))
         found.append(torch.stack([*measure(n, wide), kl], -1))
     return torch.cat(found)
 

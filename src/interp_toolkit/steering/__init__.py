@@ -8,7 +8,7 @@ from interp_toolkit.steering.orthogonal import orthogonalise, orthogonalised
 from interp_toolkit.steering.steer import steer
 from interp_toolkit.steering.sweep import steering_sweep
 from interp_toolkit.steering.trials import Question, Trials, ab_questions
-from interp_toolkit.steering.vector import SteeringVector
+from interp_toolkit.steering.vector import SteeringVector, random_vectors
 
 __all__ = [
     "FirstToken",
@@ -26,6 +26,7 @@ __all__ = [
     "orthogonalise",
     "orthogonalised",
     "probe_vector",
+    "random_vectors",
     "steer",
     "steering_edits",
     "steering_sweep",

@@ -24,6 +24,7 @@ from interp_toolkit.model.sites import Site
 from interp_toolkit.model.tokens import Inputs, Tokens, encode, is_text, tokenizer_for
 from interp_toolkit.model.verify import verified
 from interp_toolkit.model.wiring import Wiring
+from interp_toolkit.statistics import kl_divergence
 from interp_toolkit.steering.contrast import same_lengths
 from interp_toolkit.steering.operations import writers
 from interp_toolkit.steering.vector import SteeringVector
@@ -120,7 +121,6 @@ def first_token_of(wiring: Wiring, tokens: Tokens, basis: Float[Tensor, "directi
     moved: list[list[Tensor]] = [[], []]
     for _, part in same_lengths(tokens):
         found = run(wiring.model, part, read=streams, logits="all", layout=wiring.layout)
-        assert found.logits is not None
         plain = found.logits[:, 1:].float().log_softmax(-1)
         x = torch.stack([found[site] for site in streams]).double()
         lengths = torch.stack([x.norm(dim=-1), (x @ basis.to(x).mT).norm(dim=-1)]).cpu()
@@ -128,9 +128,8 @@ def first_token_of(wiring: Wiring, tokens: Tokens, basis: Float[Tensor, "directi
             ends[side].append(lengths[..., where].flatten(2))
             placed = [replace(edit, positions=as_positions(where)) for edit in edits]
             logits = run(wiring.model, part, edits=placed, logits="all", layout=wiring.layout).logits
-            assert logits is not None
             shares = logits[:, 1:].float().log_softmax(-1)
-            moved[side].append((plain.exp() * (plain - shares)).nan_to_num(0.0).sum(-1).flatten().cpu())
+            moved[side].append(kl_divergence(plain, shares).flatten().cpu())
     first, others = (torch.cat(side, dim=-1).median(-1).values for side in ends)
     longer = first[0] / others[0]
     layer = int(longer.argmax())

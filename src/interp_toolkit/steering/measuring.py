@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp_toolkit.model.tokens import Tokens
+from interp_toolkit.statistics import kl_divergence
 from interp_toolkit.steering.trials import Case
 
 _CHUNK = 8  # texts that are run together
@@ -82,7 +83,7 @@ def measures(
     # Nothing changes in front of the first token that is steered.
     touched = (selected.cumsum(-1) > 0).to(device) & real
     touched = torch.where(touched.any(-1, keepdim=True), touched, real)
-    kl = (plain.logp.exp() * (plain.logp - steered.logp)).sum(-1).double()
+    kl = kl_divergence(plain.logp, steered.logp).double()
     lengths = steered.stream.double().norm(dim=-1) / plain.stream.double().norm(dim=-1)
     found = {
         "kl": _mean(kl, touched),

@@ -33,7 +33,7 @@ from interp_toolkit.steering.operations import (
     steering_edits,
 )
 from interp_toolkit.steering.trials import Case, Prepared, Trials, prepare
-from interp_toolkit.steering.vector import SteeringVector
+from interp_toolkit.steering.vector import SteeringVector, random_vectors
 
 if TYPE_CHECKING:
     from interp_toolkit.model.edits import Edit
@@ -108,7 +108,7 @@ def steering_sweep(
         effects = replace(trials, neutral=(), new_tokens=0)
         asked = prepare(model, effects, tokenizer, instruction=trials.instruction)
     numbers = [layer for layer, _ in directions_at(wiring, vector, _not_writers(layers))]
-    several = [vector, *_random(vector, random, seed)]
+    several = [vector, *random_vectors(vector, random, seed=seed)]
     names = ("vector", *(f"random {n + 1}" for n in range(random)))
     make = partial(
         steering_edits, model, operation=operation, scale=scale, positions=where, plane=plane, when=when, layout=layout
@@ -158,19 +158,6 @@ def _unit(vector: SteeringVector, operation: Operation, scale: Scale) -> str:
     if scale == "norm":
         return "coefficient, in lengths of activations there"
     return "coefficient, in lengths of the vector" if operation == "add" else "coefficient"
-
-
-def _random(vector: SteeringVector, number: int, seed: int) -> list[SteeringVector]:
-    """Vectors of the same lengths that point anywhere."""
-    if number < 0:
-        raise SteeringError(f"a sweep compares with 0 random directions or more, not {number}")
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(number):
-        drawn = torch.randn(vector.directions.shape, generator=generator)
-        sizes = vector.directions.norm(dim=-1, keepdim=True)
-        found.append(replace(vector, directions=drawn / drawn.norm(dim=-1, keepdim=True) * sizes, method="random"))
-    return found
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -237,7 +224,6 @@ class _Trial:
         wanted = "last" if batch.kind == "question" else "all"
         streams = [Site("resid_pre", layer) for layer in by_entry] if selected.any() else []
         base = run(model, batch.tokens, read=[last, *streams], logits=wanted, layout=layout)
-        assert base.logits is not None
         plain = Outputs(logits=base.logits, stream=base[last])
         yield None, measures(batch, plain, plain, selected)
         room = max(1, _ROOM // batch.tokens.ids.numel())
@@ -254,7 +240,6 @@ class _Trial:
                 start = (entry, base[Site("resid_pre", entry)].repeat(number, 1, 1))
                 tokens = repeated(batch.tokens, number)
                 found = run(model, tokens, read=last, edits=edits, logits=wanted, start=start, layout=layout)
-                assert found.logits is not None
                 parts = zip(some, found.logits.split(size), found[last].split(size), strict=True)
                 for (place, _), part, stream in parts:
                     yield place, measures(batch, Outputs(logits=part, stream=stream), plain, selected)

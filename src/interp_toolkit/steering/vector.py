@@ -333,4 +333,30 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-__all__ = ["SITES", "SteeringVector", "check_same_model"]
+def random_vectors(vector: SteeringVector, number: int, *, seed: int = 0) -> list[SteeringVector]:
+    """Vectors of the same lengths, at the same layers, that point anywhere: what any push of that size would do.
+
+    Args:
+        vector: the one to compare with.
+        number: how many.
+        seed: the same seed gives the same; no other random numbers are touched.
+
+    Raises:
+        SteeringError: for less than none.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from interp_toolkit.steering import given_vector
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11)).eval()
+        >>> vector = given_vector(model, 3 * torch.eye(8)[0], layers=1)
+        >>> [round(float(one.direction.norm()), 3) for one in random_vectors(vector, 2)]
+        [3.0, 3.0]
+    """
+    if number < 0:
+        raise SteeringError(f"0 random directions or more can be drawn, not {number}")
+    generator, sizes = torch.Generator().manual_seed(seed), vector.directions.norm(dim=-1, keepdim=True)
+    drawn = [torch.randn(vector.directions.shape, generator=generator) for _ in range(number)]
+    return [replace(vector, directions=x / x.norm(dim=-1, keepdim=True) * sizes, method="random") for x in drawn]
+
+
+__all__ = ["SITES", "SteeringVector", "check_same_model", "random_vectors"]

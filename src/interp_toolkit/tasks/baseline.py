@@ -16,6 +16,7 @@ from interp_toolkit.errors import InterpWarning, RunError, TokenError
 from interp_toolkit.model.layout import layout_of
 from interp_toolkit.model.run import run
 from interp_toolkit.provenance import Provenance, provenance_of
+from interp_toolkit.statistics import wilson
 from interp_toolkit.tasks.task import MetricName, Task, TaskPair
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Baseline(Score):
         The interval of the accuracy is above one half, and so is that of the share of pairs in which the clean prompt
         favours the target more than the corrupt one.
         """
-        return self.interval[0] > 0.5 and wilson(self.clean_better, self.prompts)[0] > 0.5
+        return self.interval[0] > 0.5 and wilson(self.clean_better * self.prompts, self.prompts)[0] > 0.5
 
     def summary(self) -> str:
         """The report in words."""
@@ -136,19 +137,6 @@ class Baseline(Score):
         from html import escape
 
         return f'<pre style="white-space: pre-wrap">{escape(self.summary())}</pre>{self.plot()._repr_html_()}'
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95% interval of a share that was found in n cases (Wilson 1927).
-
-    Example:
-        >>> tuple(round(x, 3) for x in wilson(0.9, 10))
-        (0.596, 0.982)
-    """
-    z = 1.959964
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def measure(task: Task, model: nn.Module, *, batch_size: int = 32, layout: Layout | None = None) -> Baseline:
@@ -204,8 +192,6 @@ def _answered(
     values, tops = [math.nan] * len(task), [False] * len(task)
     for prompts in _batches(list(users), batch_size):
         logits = run(model, [list(ids) for ids in prompts], logits="last", layout=layout).logits
-        if logits is None:
-            raise RunError("the run returned no logits")
         for ids, row in zip(prompts, logits[:, -1].float().cpu(), strict=True):
             best = int(row.argmax())
             for number in users[ids]:
@@ -247,7 +233,7 @@ def _score(rows: Sequence[tuple[TaskPair, float, float, bool]]) -> Score:
         pairs=len(rows),
         prompts=prompts,
         accuracy=accuracy,
-        interval=wilson(accuracy, prompts),
+        interval=wilson(accuracy * prompts, prompts),
         top=fmean(row[3] for row in rows),
         clean_mean=fmean(clean),
         clean_error=_error(clean, prompts),
@@ -292,4 +278,4 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-__all__ = ["Baseline", "Score", "measure", "right_ones", "wilson"]
+__all__ = ["Baseline", "Score", "measure", "right_ones"]
