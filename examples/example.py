@@ -1,13 +1,14 @@
 """What the examples share: their options, their data, and the page that each of them writes.
 
-A page is Markdown with its pictures beside it. All that is said on it is worked out from the numbers of this run, so
-that it holds for whatever model and data were asked for, and the code of each step stands beside what it found.
+An example is two files. `NAME.py` is the experiment: read it, run it, change it. `pages/NAME.py` puts what came out
+into words and pictures, and computes nothing but words: all that is said is worked out from the numbers of this run, so
+that it holds for whatever model and data were asked for. A page is Markdown with its pictures beside it, and the code
+of each step stands beside what it found.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import inspect
 import json
 import shlex
@@ -17,14 +18,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from interp_toolkit import load_model
-from interp_toolkit.model.demo_files import DEMO_MODEL
+from interp_toolkit import InterpError, load_model
+from interp_toolkit.model import layout_of
+from interp_toolkit.provenance import provenance_of
+from interp_toolkit.statistics import bootstrap_mean, wilson
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from interp_toolkit.statistics import Estimate
@@ -49,15 +53,30 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def count(text: str) -> int:
+    """An option that is a whole number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
 def load(chosen: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that was asked for, and its tokenizer."""
     dtype = None if chosen.dtype is None else getattr(torch, chosen.dtype)
     return load_model(chosen.model, device=chosen.device, dtype=dtype)
 
 
-def name_of(chosen: argparse.Namespace) -> str:
-    """What the model is called on the page."""
-    return DEMO_MODEL.name if chosen.model == "demo" else str(chosen.model)
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What the library refuses ends the script with one line that says why.
+
+    Raises:
+        SystemExit: for an `InterpError`.
+    """
+    try:
+        yield
+    except InterpError as error:
+        sys.exit(f"error: {error}")
 
 
 def made_with(parser: argparse.ArgumentParser, chosen: argparse.Namespace, model: PreTrainedModel, name: str) -> str:
@@ -67,29 +86,35 @@ def made_with(parser: argparse.ArgumentParser, chosen: argparse.Namespace, model
         if key != "output" and value != parser.get_default(key):
             words = [] if value is True else map(str, value) if isinstance(value, list) else [str(value)]
             given.append(shlex.join([f"--{key.replace('_', '-')}", *words]))
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
-    precision = str(model.dtype).removeprefix("torch.")
-    return f"With `{' '.join(given)}`: {name_of(chosen)} in {precision}, {versions}, seed {chosen.seed}."
+    known = provenance_of(model, layout_of(model))
+    versions = ", ".join(f"{package} {known.versions[package]}" for package in ("torch", "transformers"))
+    return f"With `{' '.join(given)}`: {known.model} in {known.dtype}, {versions}, seed {chosen.seed}."
 
 
-def read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines.
+def read_rows(path: Path, *fields: str) -> list[dict[str, str]]:
+    """The rows of a file of JSON lines, all of whose values are texts.
 
     Raises:
-        SystemExit: for a file that is missing, empty, or has rows without one of the fields.
+        SystemExit: for a file that is missing or empty, or has rows in which one of the fields is missing or no text.
     """
-    if not path.is_file():
-        sys.exit(f"error: there is no file {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"error: {path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            sys.exit(f"error: line {number} of {path} is not JSON: {error}")
-        if missing := [name for name in fields if not isinstance(row, dict) or name not in row]:
+            sys.exit(f"error: line {number} of {path} is no JSON object, one of which is on each line: {error}")
+        if not isinstance(row, dict):
+            sys.exit(f"error: line {number} of {path} is no JSON object, but {line.strip()[:40]}")
+        if missing := [name for name in fields if name not in row]:
             sys.exit(f"error: line {number} of {path} lacks {', '.join(missing)}; each needs {', '.join(fields)}")
+        if wrong := [name for name, value in row.items() if not isinstance(value, str) or not value.strip()]:
+            sys.exit(f"error: in line {number} of {path} {wrong[0]} is {row[wrong[0]]!r}: give a text")
         rows.append(row)
     if not rows:
         sys.exit(f"error: {path} has no rows")
@@ -99,7 +124,7 @@ def read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def interval(estimate: Estimate, *, digits: int = 2, signed: bool = True, share: bool = False) -> str:
+def interval(estimate: Estimate, *, digits: int = 2, signed: bool = True, percent: bool = False) -> str:
     """A mean with its interval: `+1.30 [1.11, 1.45]`, or `83% [71, 92]` for a share.
 
     Raises:
@@ -108,9 +133,28 @@ def interval(estimate: Estimate, *, digits: int = 2, signed: bool = True, share:
     if estimate.mean.numel() != 1:
         raise ValueError(f"an interval is of one number, not of {estimate.mean.numel()}")
     mean, low, high = (float(x) for x in (estimate.mean, estimate.low, estimate.high))
-    if share:
+    if percent:
         return f"{mean:z.0%} [{100 * low:z.0f}, {100 * high:z.0f}]"
     return f"{mean:{'+' if signed else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def share(right: Tensor, *, level: float = 0.95) -> str:
+    """A share of items with Wilson's interval, which is honest at 0% and 100% too: `83% [71, 91]`.
+
+    Args:
+        right: for each item whether it is so, `[item]`; where each item has several draws, `[item, draw]`, the interval
+            is that of a single draw, and rather too wide.
+        level: of the interval.
+    """
+    each = right.double().reshape(len(right), -1).mean(1)
+    low, high = wilson(float(each.sum()), len(each), level)
+    return f"{float(each.mean()):.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def average(values: Tensor, *, digits: int = 2, signed: bool = True) -> str:
+    """The mean over items with its bootstrap interval; where each item has several draws, their mean counts once."""
+    each = values.double().reshape(len(values), -1).mean(1)
+    return interval(bootstrap_mean(each), digits=digits, signed=signed)
 
 
 def above(estimate: Estimate, value: float = 0.0) -> bool:
@@ -182,24 +226,23 @@ class Page:
         self._parts.append(f"[![{alt}]({file}.svg)]({file}.html)")
         self._parts.append(f"*{caption}* [Explore it]({file}.html).")
 
-    def write(self, chosen: argparse.Namespace, made: str) -> Path:
-        """Write the page and its pictures into the folder that was chosen.
+    def write(self, folder: Path, made: str) -> Path:
+        """Write the page and its pictures into a folder.
 
         Args:
-            chosen: the options of this run.
-            made: with what it was made, as `made_with` says it.
+            folder: is made where it is not there.
+            made: with what the page was made, as `made_with` says it.
 
         Returns:
             The path of the page.
         """
-        folder: Path = chosen.output
         folder.mkdir(parents=True, exist_ok=True)
         for file, view in self._views.items():
             (folder / f"{file}.svg").write_text(view.to_svg() + "\n", encoding="utf-8")
             view.page().save(folder / f"{file}.html")
         took = ", ".join(f"“{title}” {seconds:.0f} s" for title, seconds in self._took.items())
         parts = [
-            f"<!-- Written by examples/{self.name}.py: change that, and run it again. -->",
+            f"<!-- Written by examples/{self.name}.py and examples/pages: change these, and run it again. -->",
             f"# {self.title}",
             self.about,
             "## In short",

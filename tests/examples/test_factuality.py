@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import tiny
 from interp_toolkit import load_model
-from interp_toolkit.model.demo_files import demo_model_folder
 
 Example = Callable[[str], ModuleType]
+Hooks = Callable[[PreTrainedModel], int]
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ANSWERS = {
     "train": ["Paris", "Rome", "London", "Berlin", "Madrid", "Vienna", "Oslo", "Cairo", "Lima", "Tokyo", "Delhi"],
@@ -32,27 +30,13 @@ SMALL = ["--n", "8", "--strongest", "6", "--random", "1", "--edges", "0.2"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with random weights and the demo's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
-    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), intermediate_size=48, max_position_embeddings=256, **shape)
-    model = LlamaForCausalLM(config).eval()
-    tiny.randomise(model)
-    path = tmp_path_factory.mktemp("random")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def loaded(folder: Path) -> Loaded:
+def loaded(random_model: Path) -> Loaded:
     """It is looked over once for all tests."""
-    return load_model(str(folder))
+    return load_model(str(random_model))
 
 
 @pytest.fixture(scope="module")
-def facts(folder: Path, loaded: Loaded) -> Path:
+def facts(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Facts that the random model knows: answers that it happens to prefer behind one subject, not the other."""
     model, tokenizer = loaded
     rows = []
@@ -73,7 +57,7 @@ def facts(folder: Path, loaded: Loaded) -> Path:
             target, foil = divmod(int(best.argmax()), len(ids))
             answers = {"target": ANSWERS[split][target], "foil": ANSWERS[split][foil]}
             rows.append({"clean": texts[n], "corrupt": texts[other], "subject": subject, "split": split, **answers})
-    return written(folder / "facts.jsonl", rows)
+    return written(tmp_path_factory.mktemp("facts") / "facts.jsonl", rows)
 
 
 def written(path: Path, rows: Iterable[Any]) -> Path:
@@ -81,12 +65,8 @@ def written(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
-def hooks(model: PreTrainedModel) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
 def test_facts_of_ones_own_give_a_page_the_same_one_twice(
-    example: Example, loaded: Loaded, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example: Example, loaded: Loaded, facts: Path, hooks: Hooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, before = example("factuality"), hooks(loaded[0])
     monkeypatch.setattr(module.example, "load", lambda chosen: loaded)
@@ -100,12 +80,14 @@ def test_facts_of_ones_own_give_a_page_the_same_one_twice(
     assert {"factuality.svg", "factuality.html", "factuality-trace.svg"} <= set(pages[0])
     text = pages[0]["factuality.md"]
     assert sum(line.startswith("- **") and "ρ = " in line for line in text.splitlines()) == 6  # pairs of four accounts
-    assert "No probe: fewer than 10 groups" in text
+    assert "No probe: there are too few groups of statements" in text
     assert hooks(loaded[0]) == before == 0
 
 
-def test_a_model_that_does_not_know_the_facts_is_said_not_to(example: Example, folder: Path, tmp_path: Path) -> None:
-    page = example("factuality").main(["--model", str(folder), "--n", "8", "-o", str(tmp_path)])
+def test_a_model_that_does_not_know_the_facts_is_said_not_to(
+    example: Example, random_model: Path, tmp_path: Path
+) -> None:
+    page = example("factuality").main(["--model", str(random_model), "--n", "8", "-o", str(tmp_path)])
     text = page.read_text(encoding="utf-8")
     assert "The model is not shown to know these facts" in text
     assert "ρ" not in text
@@ -158,16 +140,9 @@ def test_put_together_all_components_bring_back_everything(example: Example, loa
     module, (model, tokenizer) = example("factuality"), loaded
     task = module.own_facts(facts, tokenizer)["test"]
     names = module.circuits.graph_of(model).source_names[1:]
-    back, gap = module.restored(model, task, [names, ["L0H0"]])
+    back, gap = module.put_back(model, task, [names, ["L0H0"]])
     assert torch.allclose(back[0], gap, atol=1e-4)
     assert not torch.allclose(back[1], gap, atol=1e-2)
-
-
-def test_rank_correlations_are_those_of_scipy(example: Example) -> None:
-    module = example("factuality")
-    a, b = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
-    assert module.spearman(a, b).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_two_accounts_share_what_both_have_among_their_strongest(example: Example) -> None:
@@ -175,11 +150,10 @@ def test_two_accounts_share_what_both_have_among_their_strongest(example: Exampl
     values = torch.zeros(2, 4, 6, 1)
     values[0, :, :, 0] = torch.tensor([5.0, 4.0, 3.0, 0.2, 0.1, 0.0])
     values[1, :, :, 0] = torch.tensor([-5.0, 0.1, 3.0, 4.0, 0.2, 0.0])
-    one, other = (module.Account(name=name, measures="", values=x) for name, x in zip("ab", values, strict=True))
-    _, shared, words = module.agreement((one, other), "uvwxyz", 3, 0)
-    assert shared == 2
-    assert "share 2 of their strongest 3 (1 with one sign; chance 1.5)" in words
-    assert "most over v: number 2 and 5" in words
+    one, other = (module.Account(name=name, values=x) for name, x in zip("ab", values, strict=True))
+    found = module.agreement(one, other, 3, 0)
+    assert (found.shared, found.same_sign) == (2, 1)
+    assert (found.farthest, found.places) == (1, (2, 5))
 
 
 def test_statements_hold_each_prompt_with_each_answer_and_negations_turn_labels_round(
@@ -209,3 +183,27 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     for said, row in broken.items():
         with pytest.raises(SystemExit, match=said):
             module.own_facts(written(tmp_path / "bad.jsonl", [row, *rows[1:]]), tokenizer)
+    two = [rows[0] | {"split": "dev"}, rows[1] | {"subject": "castle"}, *rows[2:]]
+    with pytest.raises(SystemExit, match=r"(?s)2 of 16 rows .*'train' or 'test', not 'dev'\n.*'castle' is not in it"):
+        module.own_facts(written(tmp_path / "bad.jsonl", two), tokenizer)
+
+
+def test_what_an_account_says_nothing_of_is_left_out_of_comparisons(example: Example) -> None:
+    module = example("factuality")
+    values = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, torch.nan, 4.0, 5.0]])[:, None, :, None]
+    one, other = (module.Account(name=name, values=x.expand(2, 5, 1)) for name, x in zip("ab", values, strict=True))
+    assert other.order == [4, 3, 1, 0]
+    found = module.agreement(one, other, 2, 0)
+    assert found.rho == pytest.approx(-1)
+    assert found.shared == 0
+    assert found.farthest == 0
+
+
+def test_an_answer_arrives_where_it_stays_and_leaves_where_it_never_was_away(example: Example) -> None:
+    module = example("factuality")
+    shares = torch.tensor([[0.9, 0.6], [0.2, 0.1], [0.9, 0.2], [0.3, 0.2], [0.1, 0.9]])
+    tracing = SimpleNamespace(effect=shares, labels=(range(5), ["last subject token", "last token"]))
+    found = module.Traced(resid=tracing, mlp=tracing, attn=tracing)
+    assert (found.leaves, found.arrives) == (0, 4)
+    tracing.effect = torch.zeros(5, 2)
+    assert (found.leaves, found.arrives) == (None, None)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "example")
+EXAMPLES = ROOT / "examples"
+NAMES = sorted(path.stem for path in (EXAMPLES / "pages").glob("*.py") if path.stem != "__init__")
+MODULES = {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+def parsed(path: Path) -> tuple[str, ast.Module]:
+    text = path.read_text("utf-8")
+    return text, ast.parse(text)
 
 
 def test_each_example_has_its_page_and_make_runs_all() -> None:
     assert NAMES == ["elicitation", "factuality", "refusal", "sycophancy"]
+    assert set(NAMES) < MODULES
     make = (ROOT / "Makefile").read_text("utf-8")
     ran = re.search(r"printf '%s\\n' ([\w ]+) \|.*\n.*examples/NAME\.py --output docs/examples", make)
     assert ran is not None
@@ -24,18 +33,37 @@ def test_each_example_has_its_page_and_make_runs_all() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_code_on_a_page_is_that_of_its_script(name: str) -> None:
     page = (ROOT / "docs" / "examples" / f"{name}.md").read_text("utf-8")
-    script = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
     shown = re.findall(r"<summary>Code: (\w+)</summary>\n\n```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(shown) >= 5
-    functions = {
-        node.name: ast.get_source_segment(script, node)
-        for node in ast.parse(script).body
-        if isinstance(node, ast.FunctionDef)
-    }
+    sources: dict[str, list[str]] = {}
+    for module in {name, *(MODULES - set(NAMES))}:
+        text, tree = parsed(EXAMPLES / f"{module}.py")
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                sources.setdefault(node.name, []).append(str(ast.get_source_segment(text, node)))
     for function, code in shown:
-        source = functions[function]
-        assert source is not None
-        assert source.strip() in code, f"{function} was changed since: run the example again"
+        assert any(source in code for source in sources[function]), f"{function} was changed since: run it again"
+
+
+def run_time_imports(tree: ast.Module) -> Iterator[str]:
+    """Modules that are imported outside of `if TYPE_CHECKING`, wherever that stands."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom):
+                yield str(inner.module)
+            elif isinstance(inner, ast.Import):
+                yield from (alias.name for alias in inner.names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_are_kept_apart_from_the_experiment(name: str) -> None:
+    imported = set(run_time_imports(parsed(EXAMPLES / "pages" / f"{name}.py")[1]))
+    assert not imported & set(NAMES), "the script is __main__ when it runs, and would be there twice"
+    ours = {module for module in imported if module.startswith("interp_toolkit")}
+    assert ours <= {"interp_toolkit.visualization", "interp_toolkit.statistics"}, "a page calls no model"
+    assert len(parsed(EXAMPLES / f"{name}.py")[0].splitlines()) <= 400, "an example is short"
 
 
 @pytest.mark.parametrize("name", NAMES)
