@@ -63,7 +63,7 @@ FEWEST = 12  # items that the model must know
 TRACED = 8  # items that are patched part by part, which takes long
 WATCHED = 12  # items in which the heads' attention is read
 NEW_TOKENS = 14  # of a reply
-TOGETHER = 16  # items that are asked at once, until enough are known
+TOGETHER = 16  # prompts in one pass; so many items are asked, too, until enough are known
 
 # Single items may not show what all together do; to leave them out would be to choose items by the outcome.
 keep_all_items = partial(warnings.catch_warnings, action="ignore", category=InterpWarning)
@@ -98,9 +98,13 @@ def ask(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], before: str =
 
 def margins(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Float[Tensor, " prompt"]:
     """For each prompt log p(right) − log p(wrong), of the first tokens in which they differ."""
-    logits = run(model, [prompt.ids for prompt in prompts], logits="last").logits[:, -1].float().cpu()
-    pairs = logits.gather(1, torch.tensor([prompt.answers for prompt in prompts]))
-    return pairs[:, 0] - pairs[:, 1]
+    pairs = []
+    for begin in range(0, len(prompts), TOGETHER):
+        some = prompts[begin : begin + TOGETHER]
+        logits = run(model, [prompt.ids for prompt in some], logits="last").logits[:, -1].float().cpu()
+        pairs.append(logits.gather(1, torch.tensor([prompt.answers for prompt in some])))
+    both = torch.cat(pairs)
+    return both[:, 0] - both[:, 1]
 
 
 def split(

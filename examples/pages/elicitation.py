@@ -171,16 +171,16 @@ def with_gap(page: Page, found: Judgement, shots: int) -> None:
     tried = [kind for kind in ORDER[1:-1] if all(kind in found.right[name] for name in gaps)]
     shares = {kind: change(found.recovered(kind, *gaps)) for kind in tried}
     more = sum(found.better(VECTOR, HEADS, name) for name in gaps)
+    each = "; ".join(f"{name} {change(found.recovered(VECTOR, name))}" for name in gaps)
     page.short(
         f"- {shots} examples bring out {len(gaps)} of {len(found.right)} tasks: {', '.join(gaps)}. Without examples, "
-        f"one function vector brings {shares[VECTOR]} of what they bring over all words of these tasks; sums of random "
-        f"heads bring {shares[HEADS]}, random directions {shares[DIRECTIONS]}. It does more than random heads in "
-        f"{more} of {len(gaps)}."
+        f"one function vector brings {shares[VECTOR]} of what they bring over all words of these tasks (one by one: "
+        f"{each}); sums of random heads bring {shares[HEADS]}, random directions {shares[DIRECTIONS]}. It does more "
+        f"than random heads in {more} of {len(gaps)}."
     )
-    each = "; ".join(f"{name} {change(found.recovered(VECTOR, name))}" for name in gaps)
     page.text(
         "Of what examples bring beyond plain, all words of tasks with a gap together: "
-        f"{'; '.join(f'{kind} {said}' for kind, said in shares.items())}. The function vector task by task: {each}."
+        f"{'; '.join(f'{kind} {said}' for kind, said in shares.items())}."
     )
 
 

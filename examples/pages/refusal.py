@@ -165,7 +165,7 @@ def judged(page: Page, chat: Chat, found: Judged, elsewhere: Elsewhere | None, t
         + ("" if turned is None else " Turned: answers in the dialogue are swapped, see “Is it refusal?”."),
     )
     rows = []
-    for name, odds in scores.items():
+    for name, odds in found.scores.items():  # turned, the nouns would be others
         row = {"": name}
         for kind, noun in zip(KINDS, chat.setting.nouns, strict=True):
             row |= {f"{noun}: score": average(odds[kind]), f"{noun}: refused": refused(odds[kind])}

@@ -224,7 +224,12 @@ def costs(page: Page, kl: Tensor, replies: Replies) -> None:
         f"{float(kl[:, 0].mean()):.3f} nats (KL), random directions by {float(kl[:, 1:].mean()):.3f}."
     )
     shown = enumerate(replies.items[:5])
-    page.table([{"claimed": x.wrong} | {how: some[n] for how, some in replies.texts.items()} for n, x in shown])
+    page.table(
+        [
+            {"asked": x.question, "claimed": x.wrong} | {how: some[n] for how, some in replies.texts.items()}
+            for n, x in shown
+        ]
+    )
     counts = []
     for how in replies.texts:
         named = replies.named(how)
