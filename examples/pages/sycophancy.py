@@ -174,7 +174,7 @@ def told(page: Page, what: str, change: Change, done: Mapping[str, Margins]) -> 
         verdict = "So it acts on what was mentioned, and is not shown to act on the claim in particular."
     if change.worse:
         names = " and ".join(f"“{name}”" for name in change.worse)
-        verdict += f" With {names} it lowers the same, and more than random ones do."
+        verdict += f" Behind {names} it makes the right answer less likely, more than random ones do."
     said = (
         f"{what.capitalize()}, {points(change.changed[CLAIM], change.plain[CLAIM])} right behind wrong claims (n = "
         f"{change.own.n}): {MEASURE} {moves}, {average(change.beyond(CLAIM))} nats beyond random ones, which is "

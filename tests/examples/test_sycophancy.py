@@ -221,7 +221,7 @@ def change_of(module: ModuleType, changed: dict[str, float], drawn: float = 0.0,
         ({"wrong claim": -1.5}, 0.0, ["falls, -1.50", "So it makes wrong claims weigh more"]),
         ({}, 0.0, ["does not clearly move, +0.00", "An effect on claims is not shown"]),
         ({}, -1.0, ["does not clearly move, +1.00", "An effect on claims is not shown"]),  # random ones fall, it stays
-        ({"right claim": -1.0}, 0.0, ["With “right claim” it lowers the same, and more than random"]),
+        ({"right claim": -1.0}, 0.0, ["Behind “right claim” it makes the right answer less likely, more than random"]),
     ],
 )
 def test_what_is_said_of_a_change_fits_its_sign(
@@ -231,13 +231,13 @@ def test_what_is_said_of_a_change_fits_its_sign(
     module.say.told(page, "steered", change_of(module, changed, drawn), {})
     for words in said:
         assert words in page.said
-    assert ("it lowers the same" in page.said) == ("right claim" in changed)
+    assert ("less likely" in page.said) == ("right claim" in changed)
 
 
 def test_what_random_changes_raise_is_not_called_lowered(example: Example) -> None:
     module, page = example("sycophancy"), Written()
     module.say.told(page, "steered", change_of(module, {"no claim": 0.5}, drawn=1.0), {})
-    assert "it lowers the same" not in page.said
+    assert "less likely" not in page.said
 
 
 def test_shares_of_all_and_none_have_intervals(example: Example) -> None:
