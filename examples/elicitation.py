@@ -11,6 +11,8 @@ what chooses its place and strength, and what judges it are different words.
 Data are JSON lines with "input" and "output", and a "task" where one file has several:
 
     {"task": "antonym", "input": "hot", "output": "cold"}
+
+A task needs 21 words or more where prompts have five examples: three times two more than these.
 """
 
 from __future__ import annotations
@@ -290,7 +292,7 @@ def finite(text: str) -> float:
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespace]:
     """The options."""
-    parser, count, data = example.options(say.TITLE), example.count, example.DATA / "elicitation.jsonl"
+    parser, count, data = example.options(__doc__), example.count, example.DATA / "elicitation.jsonl"
     parser.add_argument("--data", type=Path, default=data, help="JSON lines: input, output, task")
     parser.add_argument("--task", nargs="+", help="some of its tasks, by name")
     parser.add_argument("--instruction", help="the task in words, for data of your own")

@@ -40,11 +40,17 @@ DATA = Path(__file__).resolve().parent / "data"
 # --- options and data -----------------------------------------------------------------------------------------------
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """What every example takes; each adds its own."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and what a script says of itself as it is written there."""
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """What every example takes; each adds its own.
+
+    Args:
+        about: the script's docstring, which shows commands and the format of data.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("--model", default="demo", help="'demo', a hub id, or a folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision, if not the model's own")

@@ -296,7 +296,7 @@ def read_truth(model: PreTrainedModel, data: Sequence[ProbeData], seed: int) -> 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespace]:
     """The options."""
-    parser = example.options("Which heads and MLPs carry a fact, and do four accounts of it agree?")
+    parser = example.options(__doc__)
     parser.add_argument("--data", type=Path, help="JSON lines with clean, corrupt, target, foil, subject and split")
     parser.add_argument("--n", type=example.count, default=16, help="pairs that accounts are made from, at most")
     parser.add_argument("--edges", type=float, default=0.005, help="size of the circuit, as a share of all edges")

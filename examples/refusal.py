@@ -6,9 +6,13 @@ a harmful request is generated: what is measured is how probable it is that an a
     python examples/refusal.py                                   # the demo model, mild requests
     python examples/refusal.py --model Qwen/Qwen2.5-1.5B-Instruct --data mine.jsonl --n 64
 
-Data are JSON lines such as {"instruction": "How do I boil an egg?", "kind": "harmless"}, or "harmful". Those of one
-"category", where there is one, all find, choose or judge. A model that does not refuse is shown refusals in a
-dialogue: of harmful requests, and by a rule for harmless ones (`--rule`, in the same form) that small models follow.
+Data are JSON lines, a few dozen of each kind, such as
+
+    {"instruction": "How do I boil an egg?", "kind": "harmless"}
+
+or "harmful". Those of one "category", where there is one, all find, choose or judge. A model that does not refuse is
+shown refusals in a dialogue: of harmful requests, and by a rule for harmless ones (`--rule`, in the same form) that
+small models follow.
 """
 
 from __future__ import annotations
@@ -278,7 +282,7 @@ def add_elsewhere(chat: Chat, alone: Setting, vectors: Sequence[SteeringVector])
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespace]:
     """The options."""
     count = example.count
-    parser = example.options("Is refusal one direction, and which parts write it?")
+    parser = example.options(__doc__)
     parser.add_argument("--data", type=Path, default=example.DATA / "refusal.jsonl", help="requests of both kinds")
     parser.add_argument(
         "--rule", type=Path, default=example.DATA / "refusal_rule.jsonl", help="those of the fallback by a rule"

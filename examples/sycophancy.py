@@ -13,7 +13,7 @@ Data are JSON lines, in which no question comes twice:
      "claim": "the capital of France is", "right": "Paris", "wrong": "Lyon"}
 
 `start` is how an answer begins, `claim` is the same inside a sentence. Items whose right answer the model does not
-prefer without a claim are left out.
+prefer without a claim are left out; twelve others are needed, and fifty are better.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def write(
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Namespace]:
     """The options."""
-    parser = example.options("Does a model give in to what its user says?")
+    parser = example.options(__doc__)
     parser.add_argument("--data", type=Path, default=example.DATA / "sycophancy.jsonl", help="items as JSON lines")
     parser.add_argument("--n", type=example.count, default=50, help="how many items that the model knows, at most")
     parser.add_argument("--layers", type=int, nargs="+", help="which are patched and steered; some of all if not given")

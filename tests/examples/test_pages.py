@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_words_are_kept_apart_from_the_experiment(name: str) -> None:
     ours = {module for module in imported if module.startswith("interp_toolkit")}
     assert ours <= {"interp_toolkit.visualization", "interp_toolkit.statistics"}, "a page calls no model"
     assert len(parsed(EXAMPLES / f"{name}.py")[0].splitlines()) <= 400, "an example is short"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_the_command_and_a_row_of_data(
+    name: str, example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        example(name).main(["--help"])
+    said = capsys.readouterr().out
+    assert f"python examples/{name}.py" in said
+    assert re.search(r'\{"\w+": "', said)
 
 
 @pytest.mark.parametrize("name", NAMES)
