@@ -28,7 +28,7 @@ def blocks(page: str, language: str) -> list[str]:
         "docs/guide.md",
         "docs/tasks.md",
         "docs/store.md",
-        "docs/circuits.md",
+        pytest.param("docs/circuits.md", marks=pytest.mark.slow),  # the README finds and judges a circuit, too
         "docs/probes.md",
         "docs/lenses.md",
         "docs/steering.md",
