@@ -37,7 +37,20 @@ from interp_toolkit.model import Layout, encode, layout_of
 from interp_toolkit.statistics import Estimate, bootstrap_mean, bootstrap_ratio
 from interp_toolkit.steering import SteeringVector
 from pages import elicitation as say
-from words import FORM, Behaviour, Lab, Variant, WordTask, behaviour, judge, pieces_of, plain, read_tasks, with_examples
+from words import (
+    FORM,
+    VECTOR,
+    Behaviour,
+    Lab,
+    Variant,
+    WordTask,
+    behaviour,
+    judge,
+    pieces_of,
+    plain,
+    read_tasks,
+    with_examples,
+)
 
 FORMS = {
     "in this form": FORM,
@@ -49,7 +62,6 @@ DRAWS = 4  # of random directions, and of sets of random heads
 STRONGEST = 8  # heads that are looked at more closely
 LOOKS = 4  # prompts of each task in which it is seen where they look
 PARTS = ("answer", "word", "asked")  # of a prompt, to which attention is added up
-VECTOR = "function vector"
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """What the examples share: their options, their data, and the page that each of them writes.
 
-An example is two files. `NAME.py` is the experiment: read it, run it, change it. `pages/NAME.py` puts what came out
-into words and pictures, and computes nothing but words: all that is said is worked out from the numbers of this run, so
-that it holds for whatever model and data were asked for. A page is Markdown with its pictures beside it, and the code
-of each step stands beside what it found.
+`NAME.py` is the experiment: read it, run it, change it. What its steps are made of is beside it: `accounts.py` and
+`facts.py` (factuality), `claims.py` (sycophancy), `openings.py` and `directions.py` (refusal), `words.py`
+(elicitation).
+`pages/NAME.py` puts what came out into words and pictures, and runs no model: all that is said is worked out from the
+numbers of this run, so that it holds for whatever model and data were asked for. A page is Markdown with its pictures
+beside it, and the code of each step stands beside what it found.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from interp_toolkit import InterpError, tasks
 from interp_toolkit.model import encode
 
 FEWEST = 8  # pairs of a split that each step needs
+SUBJECT = "last subject token"  # as causal tracing calls it
+END = "last token"
 
 
 def capitals(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> dict[str, tasks.Task]:

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 import example
 from accounts import Account, Components, agreement, with_itself
-from facts import FEWEST, capitals, own_facts
+from facts import END, FEWEST, SUBJECT, capitals, own_facts
 from interp_toolkit import Edit, InterpWarning, circuits, run, tasks
 from interp_toolkit.circuits import Node
 from interp_toolkit.lenses import direct_logit_attribution
@@ -45,7 +45,6 @@ HALF = 0.5  # the share of an answer from which on it counts as being there
 ALONE = 0.9  # the share from which on one component hides all others, as the embedding's neighbour does
 RANDOM_SETS = 10  # of components
 RANDOM = "random sets"
-SUBJECT, END = "last subject token", "last token"  # as causal tracing calls them
 VERBS = (" is", " are", " was", " were")  # behind these, "not" makes a negation
 
 

@@ -21,6 +21,7 @@ from interp_toolkit.model import Base, Cell, encode, make_plan
 from interp_toolkit.statistics import Estimate, bootstrap_mean
 
 FORM = "\n{} ->"
+VECTOR = "function vector"  # the kind of help that all others are compared with
 Pairs = Sequence[tuple[str, str]]
 Variant = Callable[[int], Sequence[Edit]]
 """What is changed, given the position of the last token of a prompt."""

@@ -11,13 +11,15 @@ import torch
 from example import Page, interval, share
 from interp_toolkit.statistics import bootstrap_mean, wilson
 from interp_toolkit.visualization import Heatmap, LineChart, Series
+from words import VECTOR
 
 if TYPE_CHECKING:
     from elicitation import Forms, Found, Heads, Judgement
     from interp_toolkit.statistics import Estimate
     from words import Behaviour, WordTask
 
-VECTOR, HEADS, DIRECTIONS = "function vector", "random heads", "random directions"
+HEADS = "random heads"
+DIRECTIONS = "random directions"
 ORDER = ["plain", "instruction", "shuffled", DIRECTIONS, HEADS, "other tasks' vectors"]
 ORDER += ["right − shuffled", "examples − plain", VECTOR, "examples"]
 TITLE = "Can a vector bring out what examples bring out?"

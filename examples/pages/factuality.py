@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from example import Page, average, interval
+from facts import END, SUBJECT
 from interp_toolkit.statistics import wilson
 from interp_toolkit.visualization import Heatmap, LineChart, Series
 
@@ -47,7 +48,6 @@ LARGER = """## On a larger model
 `python examples/factuality.py --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --n 96 --random 30`.
 Patching runs each head once for each prompt, which is most of the time: fewer pairs make it shorter. In bfloat16,
 effects of a few hundredths of a nat are rounding. Facts of your own come with `--data`; the script's head says how."""
-SUBJECT, END = "last subject token", "last token"
 
 
 def known(page: Page, found: Mapping[str, Known]) -> None:

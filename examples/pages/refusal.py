@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from directions import KINDS
 from example import Page, above, average, interval, share
 from interp_toolkit.statistics import bootstrap_mean
 from interp_toolkit.visualization import Heatmap, LineChart, Series
@@ -39,7 +40,6 @@ LARGER = """## On a larger model
 
 A model that refuses the requests by itself is taken as it is, without a dialogue. Give `--openings` in its own words,
 and requests that it does refuse; `--every 2` tries every other layer, `--dtype bfloat16` saves memory."""
-KINDS = ("harmful", "harmless")
 ROWS = 12  # of the table of candidates
 VERDICTS = {
     "refusal": "So the direction stands for refusal here, whichever kind is refused.",

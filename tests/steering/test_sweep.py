@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp_toolkit.errors import SteeringError, TokenError
-from interp_toolkit.model import Span
+from interp_toolkit.model import Span, encode
 from interp_toolkit.model.verify import verified
 from interp_toolkit.provenance import provenance_of
 from interp_toolkit.statistics import bootstrap_mean
@@ -26,7 +26,8 @@ from interp_toolkit.steering import (
     steer,
     steering_sweep,
 )
-from interp_toolkit.steering.measuring import repetition
+from interp_toolkit.steering.measuring import Batch, Outputs, measures, repetition
+from interp_toolkit.steering.trials import Case
 from interp_toolkit.visualization import Heatmap, LineChart
 from steering.steered import at, generate, hooked, text_of, vector_of, word_tokenizer
 from tiny import model_of, tokens
@@ -142,6 +143,18 @@ def test_padding_and_packing_make_no_difference(monkeypatch: pytest.MonkeyPatch)
     for name in packed.measures:
         torch.testing.assert_close(packed.before[name], alone.before[name], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(packed.values[name], alone.values[name], atol=2e-5, rtol=1e-4, equal_nan=True)
+
+
+def test_a_token_that_the_model_rules_out_makes_no_cost_unknown() -> None:
+    batch = Batch(cases=(Case(ids=(1, 2, 3, 4), prompt=4),), tokens=encode([[1, 2, 3, 4]]))
+    drawn = torch.randn(2, 1, 4, 10, generator=torch.Generator().manual_seed(0))
+    drawn[..., 9] = -torch.inf
+    costs = []
+    for logits in (drawn, drawn[..., :9]):  # with a token of no probability, and without it
+        steered, plain = (Outputs(logits=one, stream=torch.ones(1, 4, 8)) for one in logits)
+        costs.append(measures(batch, steered, plain, torch.ones(1, 4, dtype=torch.bool)))
+    assert float(costs[0]["kl"]) > 0.1
+    torch.testing.assert_close(costs[0], costs[1])
 
 
 def test_a_direction_that_writes_the_answer_is_found_and_beats_random_ones() -> None:
